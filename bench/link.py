@@ -100,9 +100,13 @@ def _keep_stdout() -> TextIO:
 
 
 def interleave(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """What every job gave in every round: A B C A B C …"""
+    """What every job gave in every round: A B C, C B A, A B C, …
+
+    The way there and back: a job whose process has just rested is slower, and none may always come after
+    the same one.
+    """
     given: dict[str, list[Any]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            given[name].append(job())
+    for turn in range(rounds):
+        for name in list(jobs)[:: -1 if turn % 2 else 1]:
+            given[name].append(jobs[name]())
     return given

@@ -9,15 +9,20 @@ python -m bench.sides.pytorch CONFIG.json THREADS. Nothing of ours is imported b
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import JanusConfig, JanusForConditionalGeneration
 
 from bench.link import Job, serve
+
+# torchvision's wheels do not load beside torch's CPU build. transformers does without where there is none.
+sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+from transformers import JanusConfig, JanusForConditionalGeneration  # noqa: E402
 
 LENGTH, RATE = 1024, 1e-4
 IGNORE = -100
