@@ -19,6 +19,7 @@ from bench.rows import NAMES, measure
 from bench.session import Session
 from bench.workload import find, prepare
 from janus.config import PRESETS
+from janus.files import write_text
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
@@ -118,7 +119,5 @@ def _fill_readme(results: Path) -> None:
     content = json.loads(results.read_text(encoding="utf-8"))
     path = ROOT / "README.md"
     filled = put_into_readme(path.read_text(encoding="utf-8"), from_json(content), content["session"])
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(filled, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, filled)
     click.echo(f"filled: {path}")

@@ -21,7 +21,7 @@ from bench.link import ROOT
 from bench.mistaken import LOW_RATE, Bench, Case, Outcome, mean_scales, rounded, without_first_tokens
 from bench.mistakes_chart import TASKS, draw
 from bench.workload import run as run_command
-from janus.files import write_file
+from janus.files import write_file, write_text
 
 RIGHT, OTHER, FIRST = "right", "right, other samples", "first token untrained"
 EMPTY, MEANS, BFLOAT16 = "empty caption as null prompt", "per-task means", "bfloat16 weights"
@@ -119,7 +119,7 @@ def main(steps: int, out: Path, work: Path, shards: Path | None, model: str) -> 
     figures = {name: {"points": outcome.points, "end": outcome.end} for name, outcome in outcomes.items()}
     session = _session(steps, time.perf_counter() - began)
     text = json.dumps({"session": session, "runs": figures}, indent=1) + "\n"
-    write_file(work / "figures.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(work / "figures.json", text)
     write(out, outcomes, session)
     click.echo(f"written: {out}, {picture_of(out)}, {work / 'figures.json'}")
 
@@ -159,7 +159,7 @@ def write(out: Path, outcomes: Mapping[str, Outcome], session: Mapping[str, str]
     content = draw({name: outcome.points for name, outcome in outcomes.items()}, PANELS)
     write_file(picture, lambda beside: beside.write_bytes(content))
     text = page(outcomes, session, f"images/{picture.name}")
-    write_file(out, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(out, text)
 
 
 def page(outcomes: Mapping[str, Outcome], session: Mapping[str, str], picture: str) -> str:

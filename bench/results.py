@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus.files import write_text
+
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 
 
@@ -131,6 +133,4 @@ def write(path: Path, figures: Sequence[Figure], session: Mapping[str, Any]) -> 
     content = json.dumps(to_json(figures, session), indent=1, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     for target, text in ((path, report(figures, session)), (path.with_name("results.json"), content)):
-        beside = target.with_name(f".tmp-{target.name}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
+        write_text(target, text)

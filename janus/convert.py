@@ -7,7 +7,6 @@ on and transformers' layout lacks: what is written here leaves them out.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from janus.checkpoint import Checkpoint
 from janus.config import JanusConfig, to_transformers
 from janus.deepseek import tensors_to_deepseek, to_deepseek
 from janus.errors import UserError
+from janus.files import write_folder
 from janus.folder import ModelFolder, copy_tokenizer, write_json
 from janus.tensorfile import StoredTensor, TensorToSave, cast, save_safetensors
 from janus.tokens import load_tokenizer
@@ -43,15 +43,13 @@ def convert(source: ModelFolder, target: Path, layout: str, dtype: str | None) -
         "deepseek": _write_deepseek,
     }[layout]
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        write(unfinished, source.path, source.checkpoint, dtype)
-        copy_tokenizer(source.path, unfinished)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    path, checkpoint = source.path, source.checkpoint
+
+    def fill(folder: Path) -> None:
+        write(folder, path, checkpoint, dtype)
+        copy_tokenizer(path, folder)
+
+    write_folder(target, fill)
 
 
 def _write_transformers(folder: Path, source: Path, checkpoint: Checkpoint, dtype: str | None) -> None:

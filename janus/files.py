@@ -28,6 +28,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """The text, as UTF-8, takes `path`'s place. OSError leaves what was there."""
+    write_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """`write` fills the new folder it is given; then it takes the place of `path`.
 

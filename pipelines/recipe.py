@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from janus.errors import UserError
+from janus.files import write_text
 
 REVISIONS = "revisions.json"
 
@@ -81,7 +82,5 @@ def read_revisions(data: Path) -> dict[str, str]:
 
 def write_revision(data: Path, name: str, revision: str) -> None:
     """Note what lies in `data` for a source."""
-    beside = data / f".tmp-{REVISIONS}"
     content = {**read_revisions(data), name: revision}
-    beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    beside.replace(data / REVISIONS)
+    write_text(data / REVISIONS, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from janus.errors import UserError
+from janus.files import write_file
 from pipelines.stage import STAGES
 from pipelines.tables import REJECT_SCHEMA, read_table, write_table
 
@@ -40,9 +41,7 @@ def gather_rejects(work: Path, until: str) -> pa.Table:
     """The rejects of all stages up to `until`, also written to `<work>/rejects.arrow`."""
     files = [work / stage / REJECTS for stage in STAGES[: STAGES.index(until) + 1]]
     table = pa.concat_tables([REJECT_SCHEMA.empty_table(), *(read_table(f) for f in files if f.is_file())])
-    beside = work / f".tmp-{REJECTS}"
-    write_table(beside, table)
-    beside.replace(work / REJECTS)
+    write_file(work / REJECTS, lambda path: write_table(path, table))
     return table
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from janus.config import VQ_WEIGHTS
 from janus.errors import UserError
+from janus.files import write_file
 from janus.folder import ModelFolder, open_model
 from pipelines.splits import stable_hash
 from pipelines.stage import require_stage
@@ -133,9 +134,7 @@ def _text(grid: Image.Image, text: str, at: tuple[int, int], width: int) -> None
 
 
 def _save(grid: Image.Image, out: Path) -> None:
-    beside = out.with_name(f".tmp-{out.name}")
     try:
-        grid.save(beside, format="PNG")
-        beside.replace(out)
+        write_file(out, lambda path: grid.save(path, format="PNG"))
     except OSError as error:
         raise UserError(f"{out}: cannot save the picture ({error.strerror}); choose another file") from None

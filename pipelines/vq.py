@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from janus.config import VQ_WEIGHTS
 from janus.errors import UserError
+from janus.files import write_file
 from janus.folder import ModelFolder, open_model
 from pipelines.progress import track
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
@@ -101,9 +103,8 @@ def _encode_missing(rows: ImageRows, missing: list[int], folder: ModelFolder, pa
                 last = min(first + encoder.batch_size, _stop(rows, start))
                 codes.append(encoder.encode(rows.pixels(first, last)))
                 advance(last - first)
-            beside = parts / ".tmp-part"
-            write_table(beside, _codes(rows.index["image_sha256"][start : _stop(rows, start)], codes))
-            beside.replace(_part(parts, start))
+            part = _codes(rows.index["image_sha256"][start : _stop(rows, start)], codes)
+            write_file(_part(parts, start), partial(write_table, table=part))
 
 
 def _part(parts: Path, start: int) -> Path:

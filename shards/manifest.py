@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import UserError
+from janus.files import write_text
 from shards.schema import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -102,9 +103,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     rows, written = sum(e.rows for e in manifest.shards), sum(c.written for c in manifest.counts.values())
     if rows != written:
         raise ValueError(f"{rows} rows in the shards, {written} counted as written")
-    beside = folder / f".tmp-{MANIFEST}"
-    beside.write_text(manifest.dumps(), encoding="utf-8")
-    beside.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.dumps())
 
 
 def load_manifest(folder: Path) -> Manifest:

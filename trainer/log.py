@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from janus.files import write_file
+from janus.files import write_text
 from trainer.terminal import LiveProgress
 
 if TYPE_CHECKING:
@@ -166,5 +166,5 @@ def _keep_records(path: Path, start: int) -> list[dict[str, Any]]:
         if record["step"] < start or (record["step"] == start > 0 and record["kind"] not in NOTES):
             records.append(record)
     text = "".join(json.dumps(record) + "\n" for record in records)
-    write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return records

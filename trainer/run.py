@@ -11,7 +11,7 @@ import click
 import yaml
 
 from janus.errors import UserError
-from janus.files import write_file
+from janus.files import write_text
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import CONFIG, TrainConfig
 
@@ -67,7 +67,7 @@ def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, 
         text += f"# from step {change['step']} on: {what}\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_file(out / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(out / CONFIG, text)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written to ({error}); choose another folder") from None
 
