@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from janus.errors import UserError
 from janus.jsonfile import read_json
@@ -88,6 +88,8 @@ def decode_image(data: bytes) -> Image.Image:
             return image if plain else _to_rgb(image)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # its own words hold an address in memory
+        raise ImageError(f"not a readable picture: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         raise ImageError(f"not a readable picture ({type(error).__name__}: {error})") from error
 
