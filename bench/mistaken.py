@@ -10,6 +10,7 @@ is exactly what a bfloat16 weight would hold, while products and moments stay fl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +155,9 @@ class Bench:
         # Twice the steps, so that a run on the plan's next steps has the same shapes.
         given = {"shards": str(shards), "model": model, "out": str(out), "steps": 2 * steps}
         recipe = load_recipe(find_recipe("sample"))
-        self.run = open_run(resolve({**recipe, **given, "eval_samples": HELD_OUT}), resume=False)
+        config = resolve({**recipe, **given, "eval_samples": HELD_OUT})
+        self._held = ExitStack()
+        self.run = open_run(config, self._held)
         self.model = self.run.folder.build()
         self.network = TrainStep(self.model, self.run.feed.shapes, self.config)
         self.initial = self.weights()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import UserError
+from janus.lock import alone
 from pipelines.pool import start_forkserver
 from pipelines.rejects import check_reject_rate, gather_rejects
 from pipelines.stage import require_stage
@@ -64,12 +65,17 @@ POOLED = ("tokenize", "images")
 def run_stages(stages: list[str], options: Options) -> None:
     """Run the named stages; options: by the names of the command line.
 
-    Raises UserError if more rows than `max_reject_rate` cannot be used, or a file cannot be read or written.
+    Raises UserError if more rows than `max_reject_rate` cannot be used, a file cannot be read or written, or
+    another process is at work in the same folder.
     """
+    work: Path = options["work"]
+    taken = f"{work}: another build is at work in this folder; wait for its end, or give another --work"
     try:
-        _run_stages(stages, options)
+        work.mkdir(parents=True, exist_ok=True)
+        with alone(work / ".lock", taken):
+            _run_stages(stages, options)
     except OSError as error:
-        where = error.filename or options["work"]
+        where = error.filename or work
         raise UserError(f"{where}: {error.strerror or error}; finished stages are kept") from error
 
 

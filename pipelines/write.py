@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from janus.folder import copy_tokenizer
 from janus.images import ImagePreparation
+from janus.lock import alone
 from janus.tokens import TOKENIZER_FILES
 from pipelines.plan import plan_rows
 from pipelines.progress import track
@@ -46,10 +47,9 @@ class WriteOptions:
 def write(work: Path, options: WriteOptions) -> dict[str, Any]:
     """Write and publish `options.out`; gives stage.json's content.
 
-    Raises UserError if a stage before has not run, or `out` holds something else.
+    Raises UserError if a stage before has not run, `out` holds something else, or another build writes it.
     """
     done = {name: require_stage(name, work) for name in BEFORE}
-    _forget_unless_published(work, options.out)
     inputs = {
         "stages": {name: stage["fingerprint"] for name, stage in done.items()},
         "out": str(options.out.absolute()),
@@ -67,7 +67,12 @@ def write(work: Path, options: WriteOptions) -> dict[str, Any]:
             shutil.rmtree(_beside(options.out), ignore_errors=True)
             raise
 
-    return run_stage("write", work, inputs, body)
+    out = options.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    taken = f"{out}: another build is writing this folder; wait for its end, or give another --out"
+    with alone(out.with_name(f".lock-{out.name}"), taken):
+        _forget_unless_published(work, out)
+        return run_stage("write", work, inputs, body)
 
 
 def _beside(out: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import pytest
 from mindspore import Tensor
 
 from janus.errors import UserError
-from trainer.checkpoint import RunState, fingerprint, newest_checkpoint, resumed_state, save_checkpoint
+from trainer.checkpoint import (
+    SHAPES,
+    RunState,
+    begun_shapes,
+    fingerprint,
+    newest_checkpoint,
+    resumed_state,
+    save_checkpoint,
+)
 from trainer.config import resolve
 from trainer.log import METRICS, RunLog
 from trainer.plan import PLAN_VERSION
@@ -113,10 +122,12 @@ def test_resume_names_each_field_that_would_change_the_numbers(tmp_path: Path) -
     checkpoint = newest_checkpoint(tmp_path, pytest.fail)
     config = resolve({})
     assert resumed_state(checkpoint, fingerprint(config, "s"), ()) == checkpoint.state
-    free = replace(config, steps=7, mode="pynative", out="x", save_every=1, log_every=9, keep=1)
+    free = replace(config, steps=7, out="x", save_every=1, log_every=9, keep=1)
     assert resumed_state(checkpoint, fingerprint(free, "s"), ()) == checkpoint.state
     for change, says in [
         ({"seed": 5}, "seed was 0, now 5"),
+        ({"mode": "pynative"}, "mode was graph, now pynative"),
+        ({"device": "Ascend"}, "device was auto, now Ascend"),
         ({"batch_size": 20}, "batch_size was 10, now 20"),
         ({"max_length": 64}, "max_length was 1024, now 64"),
         ({"ratio": {"vqa": 1}}, r"ratio was \{'vqa': 5, 'text': 1, 't2i': 4\}, now \{'vqa': 1\}"),
@@ -150,6 +161,60 @@ def test_a_run_of_an_older_plan_is_not_gone_on_with(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("trainer.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
     with pytest.raises(UserError, match=f"plan_version was {PLAN_VERSION}, now {PLAN_VERSION + 1}"):
         resumed_state(checkpoint, fingerprint(resolve({}), "s"), ())
+
+
+SMALL, LARGE = ({"text": {"rows": 2, "length": size}} for size in (48, 64))
+
+
+def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes(tmp_path: Path) -> None:
+    config = resolve({})
+    before = {**fingerprint(config, "s"), SHAPES: SMALL}
+    save_checkpoint(tmp_path, 1, lambda folder: None, {}, RunState(before), 3)
+    checkpoint = newest_checkpoint(tmp_path, pytest.fail)
+    assert begun_shapes(checkpoint, fingerprint(config, "s"), ()) == SMALL
+    assert begun_shapes(checkpoint, fingerprint(config, "s"), (SHAPES,)) == SMALL
+    assert resumed_state(checkpoint, before, ()) == checkpoint.state
+    grown = {**before, SHAPES: LARGE}
+    with pytest.raises(UserError, match=r"shapes was .*48.*, now .*64.* \(more steps need larger batches"):
+        resumed_state(checkpoint, grown, ())
+    assert [change["field"] for change in resumed_state(checkpoint, grown, (SHAPES,)).changes] == [SHAPES]
+
+    other = fingerprint(replace(config, seed=1), "s")
+    assert begun_shapes(checkpoint, other, ("seed",)) == {}
+    state = resumed_state(checkpoint, {**other, SHAPES: LARGE}, ("seed",))
+    assert [change["field"] for change in state.changes] == ["seed", SHAPES]
+    with pytest.raises(UserError, match="seed was 0, now 1; resume"):
+        begun_shapes(checkpoint, other, (SHAPES,))
+
+
+@pytest.mark.parametrize("edit", [{"step": 2}, {"skipped": [1]}, {"sha256": {}}, {"changes": [{"a": 1}]}])
+def test_an_edited_state_is_not_taken_for_what_was_written(tmp_path: Path, edit: dict) -> None:
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 3) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    step, (warning,) = _newest(tmp_path)
+    assert step == 1
+    assert "state.json is not what was written" in warning
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(tmp_path: Path) -> None:
+    shutil.copytree(_save(tmp_path, 1), tmp_path / "checkpoints" / "step-000007")
+    assert _newest(tmp_path)[0] == 1
+
+
+def test_one_who_only_reads_moves_nothing(tmp_path: Path) -> None:
+    """`trainer eval`, beside a run that may be going on."""
+    _save(tmp_path, 1)
+    (_save(tmp_path, 2) / "model.safetensors").unlink()
+    warnings: list[str] = []
+    checkpoint = newest_checkpoint(tmp_path, warnings.append, set_aside=False)
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert len(warnings) == 1
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000001",
+        "step-000002",
+    ]
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:

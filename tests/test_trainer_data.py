@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_a_damaged_shard_is_named_before_the_first_step(shards: Path, tmp_path: 
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"vqa-00000.arrow: sha256 differs.*vqa-00000.arrow: row"):
-        open_run(resolve({"shards": str(folder), "out": str(tmp_path / "out")}), resume=False)
+        open_run(resolve({"shards": str(folder), "out": str(tmp_path / "out")}), ExitStack())
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,9 @@ in rows of slots, several short ones in a row (trainer/pack.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,16 @@ class BatchShape:
     states: int
     images: int
     image: ImageShape
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What of it depends on the run's samples; sums over more padding round otherwise."""
+        return {name: getattr(self, name) for name in ("rows", "length", "tokens", "states")}
+
+    def at_least(self, sizes: Mapping[str, int]) -> BatchShape:
+        """The shape that also has these sizes."""
+        largest: dict[str, Any] = {name: max(size, sizes[name]) for name, size in self.sizes.items()}
+        return replace(self, **largest)
 
 
 @dataclass(frozen=True)

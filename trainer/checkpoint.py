@@ -2,11 +2,12 @@
 
 `<out>/checkpoints/step-000100/` is a model folder in the transformers layout, so it can be given as
 `--model`; `optimizer.safetensors` and `state.json` let a run go on. state.json is written last and holds
-the sha256 of every other file; the folder gets its name when all of it is on the disk.
+the sha256 of every other file, and of itself; the folder gets its name when all of it is on the disk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 
 STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 
-_PLACES = ("shards", "out", "mode", "device")
+SHAPES = "shapes"
+"""The fingerprint's field for the sizes of the batches, which `fingerprint` cannot know."""
+
+_PLACES = ("shards", "out")
 _PACE = ("steps", "save_every", "keep", "log_every", "eval_every", "skip_nonfinite", "allow_edited_shards")
 FREE_TO_CHANGE = frozenset((*_PLACES, *_PACE, "tensorboard"))
 """Options that may differ when a run is resumed: they leave the numbers of a step as they were.
 
-allow_edited_shards too: what the shards hold has a hash of its own.
-
-Not eval_samples: the longest of them has a say in the static shapes."""
+allow_edited_shards too: what the shards hold has a hash of its own. Not mode and device: the last bits of a
+sum are each one's own. Not eval_samples: the longest of them has a say in the static shapes."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,32 @@ def fingerprint(config: TrainConfig, shards_sha256: str) -> dict[str, Any]:
     return {**kept, "shards_sha256": shards_sha256, "plan_version": PLAN_VERSION}
 
 
+def begun_shapes(
+    checkpoint: Checkpoint, now: Mapping[str, Any], accepted: Collection[str]
+) -> Mapping[str, Any]:
+    """The sizes of the batches that the run has begun with; none where its numbers are changed knowingly.
+
+    now: the fingerprint, which has no shapes yet. Raises UserError as `resumed_state`.
+    """
+    shapes = checkpoint.state.fingerprint.get(SHAPES)
+    state = resumed_state(checkpoint, {**now, SHAPES: shapes}, set(accepted) - {SHAPES})
+    return {} if shapes is None or state != checkpoint.state else shapes
+
+
 def resumed_state(checkpoint: Checkpoint, now: Mapping[str, Any], accepted: Collection[str]) -> RunState:
     """The state to go on with under the fingerprint `now`, every change noted in it.
 
     Raises UserError naming every field that differs and is not accepted, with old and new value, or a
-    field that is accepted and does not differ.
+    field that is accepted and does not differ. Shapes follow from the others: they are refused alone, where
+    more steps need larger ones.
     """
     old = checkpoint.state.fingerprint
     changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
-    if refused := [name for name in changed if name not in accepted]:
+    follows = {SHAPES} & set(changed) if len(changed) > 1 else set()
+    if refused := [name for name in changed if name not in accepted and name not in follows]:
         named = "; ".join(f"{name} was {old.get(name)}, now {now.get(name)}" for name in refused)
+        if SHAPES in refused:
+            named += " (more steps need larger batches, whose sums round otherwise)"
         options = " ".join(f"--resume-with {name}" for name in refused)
         raise UserError(
             f"--resume {checkpoint.folder}: {named}; resume with the old values, start another run, or let "
@@ -115,13 +134,14 @@ def save_checkpoint(
     process began from; it stays, for what is never trained is copied from it at every save.
     Raises UserError if the disk does not take it.
     """
-    target = _folder(out) / f"step-{step:06d}"
+    target = _folder(out) / _name(step)
 
     def write(folder: Path) -> None:
         save_model(folder)
         save_safetensors(folder / OPTIMIZER, {name: _to_save(tensor) for name, tensor in optimizer.items()})
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         content = {"step": step, **asdict(state), "sha256": files}
+        content["digest"] = _digest(content)
         (folder / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     try:
@@ -142,35 +162,46 @@ def _to_save(tensor: Tensor) -> TensorToSave:
     return TensorToSave(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])
 
 
-def newest_checkpoint(out: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there never was one.
+def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None if there never was one. Each damaged one is warned of.
 
-    Each damaged one is warned of and set aside as `damaged-step-…`, so that `keep` does not count it.
+    set_aside: rename those to `damaged-step-…`, so that `keep` does not count them. Not for one who only
+    reads, beside a run that may be going on.
     Raises UserError if there are some and none is whole.
     """
     damaged: dict[Path, str] = {}
     for folder in _folders(out):
         problem, checkpoint = _read(folder)
         if checkpoint:
-            _set_aside(damaged, warn)
+            for passed, what in damaged.items():
+                aside = f"; it is {_set_aside(passed)} now" if set_aside else ""
+                warn(f"warning: {passed} is passed over: {what}{aside}")
             return checkpoint
         damaged[folder] = problem
     if damaged:
         named = "; ".join(f"{folder}: {problem}" for folder, problem in damaged.items())
-        raise UserError(f"--resume: no checkpoint is whole ({named}); start another run")
+        raise UserError(f"{out}: no checkpoint is whole ({named}); start another run")
     return None
 
 
-def _set_aside(damaged: Mapping[Path, str], warn: Callable[[str], None]) -> None:
-    for folder, problem in damaged.items():
-        aside = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.replace(aside)
-        warn(f"warning: {folder} is passed over: {problem}; it is {aside.name} now")
+def _set_aside(folder: Path) -> str:
+    """Rename a damaged checkpoint; gives its new name."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.replace(aside)
+    return aside.name
 
 
 def _folder(out: Path) -> Path:
     return out / "checkpoints"
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _folders(out: Path) -> list[Path]:
@@ -182,6 +213,8 @@ def _read(folder: Path) -> tuple[str, Checkpoint | None]:
     """(what is wrong, None) or ("", the checkpoint)."""
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if content.pop("digest") != _digest(content) or folder.name != _name(content["step"]):
+            return f"{STATE} is not what was written", None
         for name, sha256 in content["sha256"].items():
             if hash_file(folder / name) != sha256:
                 return f"{name} is not what was written", None

@@ -107,9 +107,18 @@ class Feed:
     """Everything that a run reads: per task its training and validation rows, its shape, and the plan."""
 
     def __init__(
-        self, shards: ShardSet, config: TrainConfig, special: SpecialTokens, image: ImageShape
+        self,
+        shards: ShardSet,
+        config: TrainConfig,
+        special: SpecialTokens,
+        image: ImageShape,
+        begun: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
-        """Choose rows and shapes. Raises UserError for what cannot be trained on."""
+        """Choose rows and shapes. Raises UserError for what cannot be trained on.
+
+        begun: sizes of each task's shape (`BatchShape.sizes`) that the run has begun with; they are kept
+        where they hold every step, however many there are now.
+        """
         self._special, self._seed, self._null_prompt = special, config.seed, config.null_prompt_prob
         self._counts, self._micro_batch = config.counts, config.micro_batch
         counts = config.counts
@@ -119,6 +128,7 @@ class Feed:
         self.plan = Plan(
             config.seed, {task: _weights(used) for task, used in self.train.items()}, counts, rows
         )
+        self._begun = begun or {}
         self.shapes = {task: self._shape(task, config, rows[task], image) for task in counts}
         for task, used in self.train.items():
             check_row(task, used.fields(0), self.shapes[task], special)
@@ -172,13 +182,15 @@ class Feed:
             tokens = max(tokens, int(validation.sum(1).max()))
             states = max(states, int(in_calls(used.supervised_tokens[order], samples).sum(1).max()))
         grid = self._grid(task, config.steps, validation)
-        return shape_for(task, samples, grid, longest, tokens, states, config.max_length, image)
+        shape = shape_for(task, samples, grid, longest, tokens, states, config.max_length, image)
+        return shape.at_least(self._begun[task]) if task in self._begun else shape
 
     def _grid(self, task: str, steps: int, validation: np.ndarray) -> tuple[int, int]:
         """Rows of attention slots, chosen on the first steps, and what the fullest of the run holds."""
         lengths = self.train[task].num_tokens
         first = np.concatenate(list(self.plan.calls(task, min(steps, TYPICAL_STEPS), lengths)))
         rows = cheapest_rows(first, lambda slots: round_up(slots + 1))
+        rows = self._begun[task]["rows"] if task in self._begun else rows
         calls = [*self.plan.calls(task, steps, lengths), validation]
         return rows, max(fullest_row(lengths_CN, rows) for lengths_CN in calls if len(lengths_CN))
 

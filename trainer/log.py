@@ -99,8 +99,9 @@ class RunLog:
         self.say(line)
 
     def sync(self) -> None:
-        """Flush the metrics to the disk: a checkpoint must not outlive them."""
-        os.fsync(self._metrics.fileno())
+        """Flush metrics and lines to the disk: a checkpoint must not outlive them."""
+        for file in (self._metrics, self._lines):
+            os.fsync(file.fileno())
 
     def summary(
         self, rows: Mapping[str, str], before: Mapping[str, float], after: Mapping[str, float]

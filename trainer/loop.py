@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,38 +40,42 @@ def train(
 
     accepted: fields that may differ from the run that is resumed.
     Raises UserError, before the first step, for everything that does not fit together, and later where the
-    numbers are not finite or the disk is full.
+    numbers are not finite or a file cannot be written.
     """
     began = time.perf_counter()
     if config.tensorboard:
         require_writer()
-    run = open_run(config, resume, accepted)
-    write_config(run.out, run.config, run.state.changes)
-    try:
-        with RunLog(run.out, run.config.steps, run.steps_done, run.config.tensorboard) as log:
-            describe_data(run, log.say)
-            _note_start(run, log)
-            if run.steps_done >= run.config.steps:
-                log.say(f"nothing left to do: {run.steps_done} steps are done; give more --steps to go on")
-                return run.out
-            network, model = _build(run)
-            describe_network(run, network, log.say)
-            stop.save_first()
-            probe = Probe(run, model) if config.eval_every else None
-            if run.steps_done == 0:
-                _validate(run, network, log, 0, probe)
-            steps = _Steps(run, network, model, log, stop, probe)
-            last = steps.all()
-            if stop.received:
-                log.say(f"stopped by {stop.received.name}, saved {last}: go on with --out {run.out} --resume")
-            else:
-                _summarize(run, log, last, steps.seconds, time.perf_counter() - began)
-                _report(run, log)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(f"{run.out}: the disk is full ({error}); make room, then --resume") from None
+    with ExitStack() as held:
+        run = open_run(config, held, resume, accepted)
+        write_config(run.out, run.config, run.state.changes)
+        try:
+            _run(run, stop, began)
+        except OSError as error:
+            cause = "the disk is full" if error.errno in FULL else "a file cannot be read or written"
+            raise UserError(f"{run.out}: {cause} ({error}); mend that, then --resume") from None
     return run.out
+
+
+def _run(run: Run, stop: StopSignals, began: float) -> None:
+    with RunLog(run.out, run.config.steps, run.steps_done, run.config.tensorboard) as log:
+        describe_data(run, log.say)
+        _note_start(run, log)
+        if run.steps_done >= run.config.steps:
+            log.say(f"nothing left to do: {run.steps_done} steps are done; give more --steps to go on")
+            return
+        network, model = _build(run)
+        describe_network(run, network, log.say)
+        stop.save_first()
+        probe = Probe(run, model) if run.config.eval_every else None
+        if run.steps_done == 0:
+            _validate(run, network, log, 0, probe)
+        steps = _Steps(run, network, model, log, stop, probe)
+        last = steps.all()
+        if stop.received:
+            log.say(f"stopped by {stop.received.name}, saved {last}: go on with --out {run.out} --resume")
+        else:
+            _summarize(run, log, last, steps.seconds, time.perf_counter() - began)
+            _report(run, log)
 
 
 def _note_start(run: Run, log: RunLog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from janus.errors import UserError
 from janus.files import write_text
+from janus.lock import alone
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import CONFIG, TrainConfig
 
@@ -54,11 +56,28 @@ def next_free_folder(task: str) -> Path:
     raise AssertionError("count() does not end")
 
 
+def claim(out: Path, held: ExitStack) -> None:
+    """Make the folder where it is not there, and keep other trainers out of it until `held` is left.
+
+    Raises UserError if another trainer is at work in it, or it cannot be made or written to.
+    """
+    taken = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(out / ".lock", taken))
+    except OSError as error:
+        raise _not_writable(out, error) from None
+
+
+def _not_writable(out: Path, error: OSError) -> UserError:
+    return UserError(f"--out {out}: cannot be written to ({error}); choose another folder")
+
+
 def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, Any]] = ()) -> None:
     """Everything resolved, as a recipe that --config takes (its own place left out).
 
     changes: what was changed on resume; they stand below as comments.
-    Raises UserError if the folder cannot be made or written to.
+    Raises UserError if the folder cannot be written to.
     """
     content = {name: value for name, value in config.asdict().items() if name != "out"}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -66,10 +85,9 @@ def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, 
         what = f"{change['field']} was {change['old']!r}, now {change['new']!r}"
         text += f"# from step {change['step']} on: {what}\n"
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_text(out / CONFIG, text)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written to ({error}); choose another folder") from None
+        raise _not_writable(out, error) from None
 
 
 def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, Path]:
@@ -82,7 +100,7 @@ def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, P
     if not (out / CONFIG).is_file():
         raise UserError(f"{out} holds no run ({CONFIG} is missing); give --model and --shards")
     if model is None:
-        checkpoint = newest_checkpoint(out, click.echo)
+        checkpoint = newest_checkpoint(out, click.echo, set_aside=False)
         if checkpoint is None:
             raise UserError(f"{out} has no checkpoint yet; give --model, or wait for one")
         model = str(checkpoint.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,19 @@ from janus.tokens import JanusTokenizer, load_tokenizer
 from shards.manifest import MANIFEST, TOKENIZER, hash_file
 from shards.reader import ShardSet, verify_folder
 from trainer.batch import ImageShape
-from trainer.checkpoint import Checkpoint, RunState, fingerprint, newest_checkpoint, resumed_state
+from trainer.checkpoint import (
+    SHAPES,
+    Checkpoint,
+    RunState,
+    begun_shapes,
+    fingerprint,
+    newest_checkpoint,
+    resumed_state,
+)
 from trainer.config import TrainConfig
 from trainer.data import Feed
 from trainer.mix import cut
-from trainer.run import given_folder, next_free_folder
+from trainer.run import claim, given_folder, next_free_folder
 
 if TYPE_CHECKING:
     from trainer.step import TrainStep
@@ -49,26 +58,38 @@ class Run:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def open_run(config: TrainConfig, resume: bool, accepted: Collection[str] = ()) -> Run:
+def open_run(
+    config: TrainConfig, held: ExitStack, resume: bool = False, accepted: Collection[str] = ()
+) -> Run:
     """Open and check shards, model and the checkpoint to resume; choose rows and shapes.
 
-    accepted: fields that may differ from the run that is resumed.
+    held: gets what keeps other trainers out of the run's folder. accepted: fields that may differ from the
+    run that is resumed.
     Raises UserError for whatever does not fit together. The folder of a new run is made last, so that a
     start that fails leaves none.
     """
     config = replace(config, device=_device(config))
     out = given_folder(config, resume)
-    checkpoint = newest_checkpoint(out, click.echo) if out and resume else None
+    checkpoint = None
+    if out and resume:
+        claim(out, held)
+        checkpoint = newest_checkpoint(out, click.echo)
     shards, edited = open_shards(Path(config.shards), config.allow_edited_shards)
     now = fingerprint(config, _shards_sha256(shards, edited))
-    state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
+    begun = begun_shapes(checkpoint, now, accepted) if checkpoint else {}
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
     check_model(config.model, config.counts, folder, shards, tokenizer)
     sizes = folder.config
     image = ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
-    feed = Feed(shards, config, tokenizer.special, image)
-    out = out or next_free_folder(config.task)
+    feed = Feed(shards, config, tokenizer.special, image, begun)
+    now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
+    state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
+    if not resume:
+        out = out or next_free_folder(config.task)
+        claim(out, held)
+        given_folder(config, resume)  # another may have begun there while this one opened its shards
+    assert out is not None
     return Run(config, out, shards, edited, folder, tokenizer, feed, state, checkpoint)
 
 

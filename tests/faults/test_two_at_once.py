@@ -1,0 +1,153 @@
+"""Two at once in one folder: the second is told so in one line and harms nothing; who was killed locks nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from paths import ROOT
+from raw_data import run, run_well, write_pubmedqa
+from runs import finish, left_behind, make_work, start, steps_seen
+
+from janus.errors import UserError
+from janus.lock import alone
+from trainer.cli import main
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from janus.lock import alone
+with alone(Path(sys.argv[1]), "taken"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_goes_with_its_process_whatever_ends_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="taken"), alone(path, "taken"):
+        pass
+    assert path.exists()  # the one who was refused did not remove it
+    holder.kill()
+    holder.communicate()
+    with alone(path, "taken"), pytest.raises(UserError, match="taken again"), alone(path, "taken again"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_was_removed_meanwhile_excludes_nobody_twice(tmp_path: Path) -> None:
+    """Whoever finds another file under the name than the one locked takes the new one."""
+    path = tmp_path / ".lock"
+    with alone(path, "first"):
+        path.unlink()
+        with alone(path, "second"), pytest.raises(UserError, match="third"), alone(path, "third"):
+            pass
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    rows = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(40)]
+    write_pubmedqa(tmp_path / "data", rows)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("lock", "says"),
+    [
+        ("work/.lock", "work: another build is at work in this folder; wait for its end"),
+        (".lock-shards", "shards: another build is writing this folder; wait for its end"),
+    ],
+)
+def test_a_second_build_in_one_folder_is_told_so(raw: Path, sample_data: Path, lock: str, says: str) -> None:
+    root = raw.parent
+    folders = ["--data", raw, "--work", root / "work", "--out", root / "shards"]
+    given = ["build", *folders, "--tokenizer", sample_data / "tokenizer"]
+    (root / "work").mkdir()
+    with alone(root / lock, "the first build"):
+        result = run(*given)
+        assert result.exit_code == 2
+        (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
+        assert says in line
+        assert not (root / "shards").exists()
+    run_well(*given)
+    assert {path.name for path in root.iterdir()} == {"data", "work", "shards"}
+    assert not (root / "work" / ".lock").exists()
+
+
+def test_a_single_stage_keeps_others_out_as_well(raw: Path) -> None:
+    work = raw.parent / "work"
+    work.mkdir()
+    with alone(work / ".lock", "the first"):
+        result = run("ingest", "--data", raw, "--work", work)
+    assert result.exit_code == 2
+    assert "another build is at work" in result.output
+    assert not (work / "ingest").exists()
+
+
+@pytest.mark.slow
+def test_a_build_that_is_going_on_is_not_disturbed(raw: Path, sample_data: Path) -> None:
+    """Two processes, the second while the first works: one line from it, the shards of one from the other."""
+    root = raw.parent
+    folders = ["--data", raw, "--work", root / "work", "--out", root / "shards"]
+    command = [sys.executable, "-m", "pipelines", "build", *folders, "--tokenizer", sample_data / "tokenizer"]
+    command = [str(part) for part in command]
+    begun = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (root / "work" / ".lock").exists() and begun.poll() is None:
+        time.sleep(0.001)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    _, errors = begun.communicate()
+    assert begun.returncode == 0, errors
+    assert (root / "shards" / "manifest.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_work(tmp_path_factory.mktemp("work"))
+
+
+GIVEN = ("--task", "text", "--model", "model", "--shards", "shards", "--eval-samples", 0)
+
+
+def _train(work: Path, *arguments: object) -> tuple[int, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        result = CliRunner().invoke(main, ["train", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_two_that_begin_one_new_run_do_not_share_it(work: Path) -> None:
+    """The folder has no run yet, but one has just claimed it."""
+    (work / "new").mkdir()
+    with alone(work / "new" / ".lock", "the first"):
+        code, output = _train(work, *GIVEN, "--out", "new", "--steps", 1)
+    assert code == 2
+    assert output.startswith("Error: --out new: another trainer is at work in this folder; wait for its end")
+    assert output.count("\n") == 1
+    assert list((work / "new").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_second_trainer_leaves_a_run_that_is_going_on_alone(work: Path) -> None:
+    given = [*GIVEN, "--steps", 40, "--save-every", 10]
+    code, _, err = finish(start(work, *given, "--out", "whole"))
+    assert code == 0, err
+    process = start(work, *given, "--out", "run")
+    next(steps_seen(process))
+    code, _, err = finish(start(work, "--out", "run", "--resume"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "another trainer is at work in this folder" in err
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert left_behind(work / "run", 40) == left_behind(work / "whole", 40)
+    assert not (work / "run" / ".lock").exists()
