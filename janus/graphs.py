@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -182,7 +182,8 @@ def _read(folder: Path, key: str) -> bytes | None:
     for path in folder.glob(f"{key}-*.mindir"):
         content = path.read_bytes()
         if path.name == _name(key, content):
-            os.utime(path)
+            with suppress(OSError):  # a folder that is only read, for many
+                os.utime(path)
             return content
         path.unlink()
     return None
@@ -192,7 +193,7 @@ def _keep(folder: Path, key: str, content: bytes) -> None:
     """Write the graph, whole or not at all; what has not been used for long goes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*.mindir"):
+        for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # those of runs that were killed
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", delete=False) as beside:

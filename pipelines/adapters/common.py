@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from janus.errors import UserError
 from pipelines.tables import RAW_SCHEMA
 
+MAX_PICTURE = 1 << 29
+"""Bytes of a picture: more than 89 million pixels of 16 bits need, and Pillow opens no more of them."""
+
 READ_ROWS = 512
 """Rows of a batch that carries no pictures."""
 
@@ -120,6 +123,8 @@ def read_image(root: Path, name: str) -> tuple[bytes | None, str | None, str | N
             return None, "image_path_refused", name
         if not path.is_file():
             return None, "image_missing", name
+        if (size := path.stat().st_size) > MAX_PICTURE:  # before it is read: it may be larger than memory
+            return None, "image_unreadable", f"{name}: {size} bytes, more than {MAX_PICTURE}"
         return path.read_bytes(), None, None
     except OSError as error:
         return None, "image_unreadable", f"{name}: {error.strerror}"

@@ -83,6 +83,15 @@ def test_picture_paths_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     assert kept == [picture()]
 
 
+def test_a_picture_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    rows = [vqa_row(name, name, "<image>\nWhat?", "This") for name in ("giant.png", "good.png")]
+    path = write_medical_vqa(tmp_path, rows, {"good.png": picture(), "giant.png": picture()})
+    with (path.parents[1] / "images" / "giant.png").open("r+b") as file:
+        file.truncate(1 << 42)  # 4 TiB of nothing
+    assert rejects_of(tmp_path) == {"giant.png": "image_unreadable"}
+    assert set(rows_of(tmp_path, "medical-vqa")) == {"good.png"}
+
+
 def test_a_table_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
     path = write_medical_vqa(data, [], {})

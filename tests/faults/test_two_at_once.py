@@ -1,4 +1,4 @@
-"""Two at once in one folder: the second is told so in one line and harms nothing; who was killed locks nothing."""
+"""Two at once in one folder: the second is told so and harms nothing; who was killed locks nothing."""
 
 from __future__ import annotations
 
