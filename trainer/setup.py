@@ -109,11 +109,12 @@ def open_shards(path: Path, allow_edited: bool = False) -> tuple[ShardSet, list[
 
 
 def _shards_sha256(shards: ShardSet, edited: list[str]) -> str:
-    """A digest of all samples: of the manifest, which holds the hash of every shard, unless some differ."""
+    """A digest of samples and tokenizer: of the manifest, which holds their hashes, unless some differ."""
     manifest = hash_file(shards.folder / MANIFEST)
     if not edited:
         return manifest
-    files = [hash_file(shards.folder / entry.path) for entry in shards.manifest.shards]
+    there = (shards.folder / name for name in (TOKENIZER, *(e.path for e in shards.manifest.shards)))
+    files = [hash_file(path) for path in there if path.is_file()]
     return hashlib.sha256(" ".join([manifest, *files]).encode()).hexdigest()
 
 

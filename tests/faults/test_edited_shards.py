@@ -13,7 +13,7 @@ from runs import make_work, records
 from shard_factory import make_batch
 from trainer_shards import trainable_row
 
-from shards.manifest import load_manifest, write_manifest
+from shards.manifest import TOKENIZER, load_manifest, write_manifest
 from shards.writer import write_shards
 from trainer.cli import main
 
@@ -101,6 +101,17 @@ def test_shards_edited_while_a_run_is_stopped_are_another_runs(work: Path) -> No
     assert (
         f"# from step 2 on: shards_sha256 was '{noted['old']}'" in (work / "run" / "config.yaml").read_text()
     )
+
+
+def test_a_tokenizer_edited_while_a_run_is_stopped_makes_them_anothers_too(work: Path) -> None:
+    """Its ids decide what is padding and what a nulled prompt is."""
+    _edit_shard(work)
+    assert _train(work, "--allow-edited-shards")[0] == 0
+    with (work / "shards" / TOKENIZER).open("a") as file:
+        file.write("\n")
+    code, output = _train(work, "--resume", "--steps", "3", "--allow-edited-shards")
+    assert code == 2
+    assert "shards_sha256 was " in output
 
 
 def test_a_row_without_supervised_tokens_is_an_error_before_the_first_step(work: Path) -> None:

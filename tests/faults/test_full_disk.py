@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mindspore import Tensor
 from runs import finish, left_behind, make_work, start
 
 from janus.errors import UserError
 from trainer.checkpoint import RunState, newest_checkpoint, save_checkpoint
+from trainer.cli import main
 
 STEPS = 12
 
@@ -54,6 +56,32 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
     code, _, err = finish(start(work, "--out", out, "--resume"))
     assert code == 0, err
     assert left_behind(out, STEPS) == left_behind(work / "whole", STEPS)
+
+
+@pytest.mark.parametrize(("name", "make"), [("ledger", Path.touch), ("metrics.jsonl", Path.mkdir)])
+def test_what_stands_in_the_way_of_a_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.chdir(make_work(tmp_path))
+    Path("run").mkdir()
+    make(Path("run") / name)
+    given = [
+        "--task",
+        "text",
+        "--model",
+        "model",
+        "--shards",
+        "shards",
+        "--steps",
+        "1",
+        "--eval-samples",
+        "0",
+    ]
+    result = CliRunner().invoke(main, ["train", *given, "--mode", "pynative", "--out", "run"])
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
+    assert line.startswith("Error: run: a file cannot be read or written (")
+    assert name in line
 
 
 def test_a_file_that_may_not_grow_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:

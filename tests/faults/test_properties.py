@@ -220,3 +220,37 @@ def test_any_text_comes_back_from_a_shard(
     assert [(s.prompt, s.answer, s.history) for s in back] == [(a, b, ((c, b),)) for a, b, c in texts]
     users = [(sample_id, questions) for sample_id, _, questions in read.contents()]
     assert users == [(row["sample_id"], [c, a]) for row, (a, _, c) in zip(rows, texts, strict=True)]
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> dict:
+    """ids of any size, spans anywhere within them, pixels and codes, or none."""
+    ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
+    cuts = sorted(draw(st.sets(st.integers(0, len(ids)), min_size=2, max_size=6)))
+    spans = [{"start": a, "end": b} for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    image = draw(st.none() | st.binary(min_size=3 * 8**2, max_size=3 * 8**2))
+    codes = draw(st.none() | st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=20))
+    arrays = {"input_ids": ids, "num_tokens": len(ids), "supervised": spans}
+    return {**arrays, "image": image, "image_tokens": codes}
+
+
+@pytest.mark.parametrize("format", ["arrow", "webdataset"])
+@SLOW
+@given(some=st.lists(numbers(), min_size=1, max_size=5))
+def test_any_numbers_come_back_from_a_shard(
+    format: str, some: list[dict], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows = [make_row("t2i", "train", number, 8, **changes) for number, changes in enumerate(some)]
+    folder = make_folder(tmp_path_factory.mktemp(format), {("train", "t2i"): rows}, 8, format)
+    read = ShardSet.open(folder).rows("train", "t2i")
+    assert read.num_tokens.tolist() == [row["num_tokens"] for row in some]
+    supervised = [sum(span["end"] - span["start"] for span in row["supervised"]) for row in some]
+    assert read.supervised_tokens.tolist() == supervised
+    for row, sample in zip(some, [read.read(i) for i in range(len(read))], strict=True):
+        assert sample.input_ids.tolist() == row["input_ids"]
+        assert sample.supervised.tolist() == [[span["start"], span["end"]] for span in row["supervised"]]
+        image = None if sample.image is None else sample.image.tobytes()
+        assert image == row["image"]
+        codes = None if sample.image_tokens is None else sample.image_tokens.tolist()
+        assert codes == row["image_tokens"]
+    assert ShardSet.open(folder).verify() == []
