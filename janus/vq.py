@@ -62,7 +62,7 @@ class Linear(nn.Cell):
 
     def __init__(self, weights: Weights, inputs: int, outputs: int) -> None:
         super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (outputs, inputs, 1, 1), "fan_in")
+        self.weight = weights.take("weight", (outputs, inputs, 1, 1))
         self.bias = weights.take("bias", (outputs,), "zeros")
         self.matmul = ops.MatMul(transpose_b=True)
 
@@ -79,7 +79,7 @@ class Conv(nn.Cell):
         self, weights: Weights, inputs: int, outputs: int, grid: Grid, stride: int = 1, doubled: bool = False
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (outputs, inputs, 3, 3), "fan_in")
+        self.weight = weights.take("weight", (outputs, inputs, 3, 3))
         self.bias = weights.take("bias", (outputs,), "zeros")
         self.rows = tap_rows(grid, stride, doubled)
 
@@ -267,7 +267,7 @@ class VQ(nn.Cell):
         self.encoder = Encoder(weights / "encoder", config, self.grid)
         self.decoder = Decoder(weights / "decoder", config, latent)
         self.codebook_VE = (weights / "quantize" / "embedding").take(
-            "weight", (config.num_embeddings, config.embed_dim), "fan_in"
+            "weight", (config.num_embeddings, config.embed_dim)
         )
         self.quant_conv = Linear(weights / "quant_conv", config.latent_channels, config.embed_dim)
         self.post_quant_conv = Linear(weights / "post_quant_conv", config.embed_dim, config.latent_channels)
