@@ -105,7 +105,13 @@ def convert(source: str, target: Path, layout: str, dtype: str) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The picture that the prompts ask about.",
 )
-@click.option("--draw", metavar="TEXT", help="Draw pictures of this.")
+@click.option(
+    "--draw",
+    "draws",
+    metavar="TEXT",
+    multiple=True,
+    help="Draw pictures of this; may be given several times.",
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -114,7 +120,11 @@ def convert(source: str, target: Path, layout: str, dtype: str) -> None:
     help="Where pictures go.",
 )
 @click.option(
-    "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures to draw."
+    "--num-images",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Pictures to draw of each TEXT.",
 )
 @click.option(
     "--temperature",

@@ -24,7 +24,7 @@ class Request:
 
     prompts: tuple[str, ...]
     image: Path | None
-    draw: str | None
+    draws: tuple[str, ...]
     out: Path
     num_images: int
     temperature: float | None
@@ -44,18 +44,18 @@ def run(name: str, request: Request) -> None:
             "example a run's checkpoints/step-NNNNNN"
         )
     tokenizer = load_tokenizer(folder.path)
-    if request.draw is not None:
-        _draw(folder, tokenizer, request, request.draw)
+    if request.draws:
+        _draw(folder, tokenizer, request)
     else:
         _answer(folder, tokenizer, request)
 
 
 def _check(request: Request) -> None:
-    if bool(request.prompts) == (request.draw is not None):
+    if bool(request.prompts) == bool(request.draws):
         raise UserError("give either --prompt, to get an answer, or --draw, to get pictures")
-    if request.draw is not None and request.image is not None:
+    if request.draws and request.image is not None:
         raise UserError("--image: pictures are drawn from text alone; leave it out, or ask with --prompt")
-    for text in (*request.prompts, *([request.draw] if request.draw is not None else [])):
+    for text in (*request.prompts, *request.draws):
         if not text.strip():
             raise UserError("the prompt is empty; say what to answer or to draw")
 
@@ -98,26 +98,30 @@ def _read_image(folder: ModelFolder, path: Path) -> np.ndarray:
         raise UserError(f"--image {path}: {error}") from None
 
 
-def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request, text: str) -> None:
+def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
     from janus.vq_encode import VQDecoder
 
-    (sample,) = encode_samples(tokenizer, [PromptRow("t2i", text)], folder.config.num_image_tokens)
-    ids = before_answer(sample.input_ids, sample.supervised)
-    tokens, numbers = folder.config.num_image_tokens, range(request.num_images)
-    _check_length(folder, len(ids), tokens, "")
+    tokens = folder.config.num_image_tokens
+    rows = [PromptRow("t2i", text) for text in request.draws]
+    samples = encode_samples(tokenizer, rows, tokens)
+    prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
+    _check_length(folder, max(map(len, prompts)), tokens, "")
+    asked = [i for i in range(len(prompts)) for _ in range(request.num_images)]
+    numbers = range(len(asked))
     sampling = Sampling(
         TEMPERATURE if request.temperature is None else request.temperature, request.guidance, request.seed
     )
     _make_folder(request.out)
     generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(numbers)))
     decoder = VQDecoder(folder)
-    facts = {"prompt": text, "seed": request.seed, "model": folder.name, "guidance": sampling.guidance}
+    facts = {"seed": request.seed, "model": folder.name, "guidance": sampling.guidance}
     facts["temperature"] = sampling.temperature
     with token_progress("pictures", -(-len(numbers) // request.batch) * tokens) as advance:
-        drawn = generator.pictures([ids] * len(numbers), numbers, sampling, advance)
+        drawn = generator.pictures([prompts[i] for i in asked], numbers, sampling, advance)
         for number, codes_T in zip(numbers, drawn, strict=True):
+            text = request.draws[asked[number]]
             path = picture_path(request.out, text, request.seed, number)
-            save_picture(path, decoder.decode(codes_T[None])[0], {**facts, "number": number})
+            save_picture(path, decoder.decode(codes_T[None])[0], {"prompt": text, **facts, "number": number})
             click.echo(path)
 
 

@@ -180,6 +180,19 @@ def test_pictures_are_files_that_say_what_made_them(folder: Path, tmp_path: Path
     assert len({path.read_bytes() for path in paths}) == 3
 
 
+def test_several_captions_are_drawn_one_after_the_other(folder: Path, tmp_path: Path) -> None:
+    draws = ["--draw", "w1 w2", "--draw", "w3 w4 w5 w6"]
+    result = _run(folder, *draws, "--num-images", 2, "--batch", 3, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    pictures = [Image.open(line) for line in result.stdout.split()]
+    assert [picture.text["prompt"] for picture in pictures] == ["w1 w2"] * 2 + ["w3 w4 w5 w6"] * 2
+    assert [picture.text["number"] for picture in pictures] == ["0", "1", "2", "3"]
+    alone = tmp_path / "alone"
+    assert _run(folder, "--draw", "w1 w2", "--num-images", 2, "--out", alone).exit_code == 0
+    for path in sorted(alone.iterdir()):  # the first caption's pictures are what they are without the second
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
 def test_answers_go_to_the_standard_output(folder: Path, tmp_path: Path) -> None:
     Image.new("L", (50, 20), 200).save(tmp_path / "grey.png")
     one = _run(folder, "--prompt", "w1 w2", "--max-tokens", 4)
