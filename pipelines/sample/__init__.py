@@ -19,7 +19,7 @@ from pipelines.sample.facts import write_pubmedqa
 from pipelines.sample.questions import write_medical_vqa
 from pipelines.sample.tokenizer import write_tokenizer
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same seed comes to give other data."""
 
 

@@ -20,7 +20,7 @@ from pipelines.sample.scenes import shuffled_scenes
 SETS = {"tiles": 50, "glass": 34}
 """Artwork's sets: pictures of each."""
 
-SPLITS = {"train": 36, "validation": 20, "test": 4}
+SPLITS = {"train": 16, "validation": 20, "test": 4}
 """ROCO's splits: pictures of each."""
 
 ROCO_SCHEMA = pa.schema(

@@ -14,8 +14,11 @@ from typing import Any
 
 from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES, TONES, Disc, draw_phantom, draw_shape
 
-IMAGES = {"shapes": 90, "phantoms": 70}
+IMAGES = {"shapes": 320, "phantoms": 64}
 """Pictures of each set."""
+
+ASKED = 2
+"""Questions on each shape: many pictures with few questions teach more than few with many."""
 
 QuestionAnswer = tuple[str, Any]
 
@@ -50,13 +53,14 @@ def _shape(number: int, images: Path, random: Random) -> tuple[str, list[Questio
     image = draw_shape(shape, colour, background, size, centre, random.uniform(0.2, 0.32))
     file = f"picture{number:03d}.png"
     image.save(images / file)
-    other = random.choice(list(COLOURS))
-    return file, [
+    other = colour if random.random() < 0.5 else random.choice(list(COLOURS))
+    questions: list[QuestionAnswer] = [
         (f"What colour is the shape in picture {number}?", colour),
         (f"Which shape is shown in picture {number}?", f"a {shape}"),
         (f"What is the background of picture {number}?", background),
         (f"Is the shape in picture {number} {other}?", "yes" if other == colour else "no"),
     ]
+    return file, random.sample(questions, ASKED)
 
 
 def _phantom(number: int, images: Path, random: Random) -> tuple[str, list[QuestionAnswer]]:

@@ -13,9 +13,14 @@ from itertools import product
 from random import Random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES, draw_shape
+
+TILES, TILE = 24, 16
+"""Tiles along a side of the mosaic, and pixels along a side of a tile."""
+RADIUS = 0.18
+"""Of the figure, as a share of the mosaic's side."""
 
 HIGH_OF_TRIANGLE = 0.38
 """Above this share of itself in the upper half of its box a figure is no triangle (0.25 against 0.5)."""
@@ -38,9 +43,19 @@ class Scene:
         return f"a {self.colour} {self.shape} on a {self.background} background, at the {self.column}"
 
     def draw(self) -> Image.Image:
-        """The picture of it."""
+        """The picture of it: a mosaic, framed in the figure's colour, a grey scale at its left edge.
+
+        A tile is what one image token shows, so that few codes say all of it. What a small network finds hard
+        to learn stands nearby: its row in the scale, a tone for each, and the caption's colour in the frame,
+        whose first tiles come when there is little else to attend to than the caption.
+        """
         centre = COLUMNS[self.column], 0.5
-        return draw_shape(self.shape, self.colour, self.background, (144, 144), centre, 0.2)
+        mosaic = draw_shape(self.shape, self.colour, self.background, (TILES, TILES), centre, RADIUS)
+        last = TILES - 1
+        ImageDraw.Draw(mosaic).rectangle((0, 0, last, last), outline=COLOURS[self.colour])
+        for row in range(TILES):
+            mosaic.putpixel((0, row), (255 * row // last,) * 3)
+        return mosaic.resize((TILES * TILE, TILES * TILE), Image.Resampling.NEAREST)
 
 
 def shuffled_scenes(seed: int) -> list[Scene]:
@@ -50,7 +65,13 @@ def shuffled_scenes(seed: int) -> list[Scene]:
 
 
 def look(pixels_HWC: np.ndarray) -> Scene | None:
-    """The figure a picture (uint8) shows; None where nothing in it has a figure's colour."""
+    """The figure a picture (uint8) shows; None where nothing in it has a figure's colour.
+
+    Its outermost tiles, frame and scale, are not looked at.
+    """
+    width = pixels_HWC.shape[1]
+    edge = width // TILES
+    pixels_HWC = pixels_HWC[edge:-edge, edge:-edge]
     names = [*COLOURS, *BACKGROUNDS]
     palette_KC = np.array([*COLOURS.values(), *BACKGROUNDS.values()], np.float32)
     distance_HWK = np.square(pixels_HWC[:, :, None].astype(np.float32) - palette_KC).sum(-1)
@@ -60,7 +81,7 @@ def look(pixels_HWC: np.ndarray) -> Scene | None:
     if not counts[figure]:
         return None
     y, x = np.nonzero(nearest_HW == figure)
-    centre = x.mean() / pixels_HWC.shape[1]
+    centre = (edge + x.mean()) / width
     return Scene(
         _shape(x, y),
         names[figure],
