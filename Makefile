@@ -23,7 +23,7 @@ TOKENIZER := $(if $(wildcard $(MODEL)/tokenizer.json),$(MODEL),$(SAMPLE)/tokeniz
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample shards preview train test test-browser test-faults test-parity bench lint audit clean
+.PHONY: help setup sample shards preview train test test-browser test-faults test-parity demo bench lint audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -56,6 +56,9 @@ preview: shards ## a page to look at the shards in a browser; ARGS=--open opens 
 
 train: shards ## train TASK on the shards, building them first where needed
 	$(BIN)/trainer train --config $(CONFIG) $(if $(RECIPE),,--task $(TASK)) --model $(NETWORK) --shards $(SHARDS) $(if $(OUT),--out $(OUT)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+demo: $(READY) ## from nothing to answers and pictures in 10 minutes; fails where it did not learn
+	$(BIN)/python -m bench.demo $(ARGS)
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest

@@ -127,7 +127,7 @@ def test_a_wrong_recipe_names_file_field_and_what_was_expected(tmp_path: Path, t
         (["--dtype", "bfloat16", "--device", "CPU"], "bfloat16 has no kernels on CPU"),
         (["--stage", "1", "--task", "text"], "stage: 1 trains nothing that text passes through"),
         (["--stage", "1", "--ratio", "1:1:3"], "leave text out (--ratio 1:0:3)"),
-        (["--config", "nope"], "nor one of the recipes mixed, radiology, sample, t2i, text, vqa"),
+        (["--config", "nope"], "nor one of the recipes demo, mixed, radiology, sample, t2i, text, vqa"),
         (["--task", "vqa", "--samples", "vqa=0"], "vqa=0 leaves nothing"),
     ],
 )

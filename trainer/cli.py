@@ -24,7 +24,7 @@ def main() -> None:
     "recipe",
     metavar="FILE|NAME",
     help="A YAML file of the options below (`learning_rate: 1e-4`), or the name of a recipe that comes "
-    "with the program: text, vqa, t2i, mixed, radiology, sample. The command line goes before it.",
+    "with the program: text, vqa, t2i, mixed, radiology, sample, demo. The command line goes before it.",
 )
 @click.option(
     "--resume",
