@@ -127,8 +127,10 @@ def test_neither_the_mode_nor_the_cut_into_micro_batches_changes_the_numbers(wor
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
     left, right = _weights(work, "pynative", 2), _weights(work, "mixed", 2)
     for name, array in left.items():
-        # AdamW's first steps are as large as the rate however small the gradient, so rounding shows.
-        assert np.abs(array - right[name]).mean() < 1e-5, name
+        # AdamW's first steps are as large as the rate however small the gradient, so rounding shows. A key's
+        # bias moves all scores of a query alike: its gradient is nothing but rounding.
+        limit = 2 * 1e-2 if name.endswith("k_proj.bias") else 1e-5
+        assert np.abs(array - right[name]).mean() < limit, name
 
 
 def test_layers_computed_again_in_the_backward_change_nothing(work: Path, mixed: str) -> None:
