@@ -20,14 +20,12 @@ import numpy as np
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.sampling import guide
 from janus.tokens import IGNORE, SpecialTokens
-from shards.schema import Fields
+from shards.block import RowBlock
 from trainer.batch import Batch
 from trainer.config import TrainConfig, resolve
 from trainer.data import Feed, StepData, steps_ahead
-from trainer.fit import PLACE
 from trainer.metrics import mean_scores
 from trainer.options import find_recipe, load_recipe
-from trainer.plan import null_prompt
 from trainer.schedule import learning_rate
 from trainer.setup import Run, open_run
 
@@ -89,15 +87,12 @@ class EmptyCaptions(Feed):
         super().__init__(run.shards, run.config, run.tokenizer.special, image)
         (self._empty,) = encode_samples(run.tokenizer, [PromptRow("t2i", "")], image.tokens)
 
-    def _nulled(self, row: Fields, sample_id: str, epoch: int) -> Fields:
-        if not null_prompt(self._seed, sample_id, epoch, self._null_prompt):
-            return row
+    def _without_prompts(self, rows: RowBlock, places: list[int]) -> RowBlock:
         starts, ends = self._empty.supervised.T
         changed = {"input_ids": self._empty.input_ids, "span_starts": starts, "span_ends": ends}
-        nulled = list(row)
         for name, array in changed.items():
-            nulled[PLACE[name]] = array.tobytes()
-        return nulled
+            rows = rows.replaced(name, dict.fromkeys(places, array.tobytes()))
+        return rows
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

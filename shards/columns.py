@@ -1,22 +1,24 @@
-"""A record batch as plain buffers: row fields, hashes and counts without an object per value.
+"""A record batch as plain buffers: where each field of each row lies, without an object per value.
 
 Arrow's own scalars cost about as much per value as a whole row costs here, and they trust the
 offsets they find; memoryviews clip at the end of the buffer, so a damaged batch gives wrong bytes
 (which the hash tells), never a read outside the file.
 """
 
+# Shapes: R rows of the batch, F fields.
+
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from shards.schema import CONTENT_SCHEMA, Fields, content_hash
+from shards.schema import FIELDS, PLACE, TEXT_FIELDS, Fields
 
 _EMPTY = memoryview(b"")
-_TEXTS_BEFORE_NULL = ("sample_id", "task", "source", "split", "source_key", "sha256")
+_DERIVED = ("history_user_lengths", "history_assistant_lengths", "num_tokens")
+"""Fields that only count what stands in others."""
 
 
 class BatchView:
@@ -26,95 +28,87 @@ class BatchView:
     """
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        """Find every buffer once. The columns must have passed `schema_problem`."""
+        """The columns must have passed `schema_problem`."""
         self._batch = batch
-        self._texts = [_variable(batch.column(name)) for name in _TEXTS_BEFORE_NULL]
-        self._image_sha256 = _variable(batch.column("image_sha256"))
-        self._image_sha256_valid = _validity(batch.column("image_sha256"))
-        self._prompt = _variable(batch.column("prompt"))
-        self._answer = _variable(batch.column("answer"))
-        self._turns, user, assistant = _list_of_pairs(batch.column("history"))
-        self._user, self._assistant = _variable(user), _variable(assistant)
-        self._ids, ids = _list(batch.column("input_ids"))
-        self._ids_data = _fixed(ids)
-        self._spans, starts, ends = _list_of_pairs(batch.column("supervised"))
-        self._starts, self._ends = _fixed(starts), _fixed(ends)
-        self._num_tokens = _fixed(batch.column("num_tokens"))
-        self._codes, codes = _list(batch.column("image_tokens"))
-        self._codes_data = _fixed(codes)
-        self._codes_valid = _validity(batch.column("image_tokens"))
-        self._image = _variable(batch.column("image"))
-        self._image_valid = _validity(batch.column("image"))
 
     def __len__(self) -> int:
         return self._batch.num_rows
 
-    def fields(self, i: int) -> list[Any]:
-        """Row i as byte views in the order of `schema.FIELDS`. IndexError if offsets are damaged."""
-        j = i + 1
-        row: list[Any] = [data[offsets[i] : offsets[j]] for offsets, data in self._texts]
-        offsets, data = self._image_sha256
-        row.append(data[offsets[i] : offsets[j]] if _is_valid(self._image_sha256_valid, i) else None)
-        for offsets, data in (self._prompt, self._answer):
-            row.append(data[offsets[i] : offsets[j]])
-        lo, hi = self._turns[i], self._turns[j]
-        for texts in (self._user, self._assistant):
-            row += _run_of_texts(texts, lo, hi) if hi != lo else (_EMPTY, _EMPTY)
-        row.append(self._ids_data[4 * self._ids[i] : 4 * self._ids[j]])
-        lo, hi = 4 * self._spans[i], 4 * self._spans[j]
-        row += (self._starts[lo:hi], self._ends[lo:hi], self._num_tokens[4 * i : 4 * j])
-        codes = self._codes_data[2 * self._codes[i] : 2 * self._codes[j]]
-        row.append(codes if _is_valid(self._codes_valid, i) else None)
-        offsets, data = self._image
-        row.append(data[offsets[i] : offsets[j]] if _is_valid(self._image_valid, i) else None)
-        return row
+    def fields(self, i: int) -> Fields:
+        """Row i as byte views in the order of `schema.FIELDS`."""
+        places = zip(self.data, self.starts_RF[i].tolist(), self.lengths_RF[i].tolist(), strict=True)
+        return [None if length < 0 else data[start : start + length] for data, start, length in places]
 
     def row(self, i: int) -> tuple[Fields, int]:
         """Row i's fields and the xxh3 stored with it."""
-        return self.fields(i), self._stored[i]
+        return self.fields(i), int(self.stored[i])
+
+    @property
+    def stored(self) -> np.ndarray:
+        """The hash stored with each row, uint64 (rows,)."""
+        return np.frombuffer(_fixed(self._batch.column("xxh3")), np.uint64)
+
+    @property
+    def data(self) -> list[memoryview]:
+        """For each field the bytes that its rows are slices of."""
+        return [data for _, data in self._columns]
 
     @cached_property
-    def _stored(self) -> memoryview:
-        return _fixed(self._batch.column("xxh3")).cast("Q")
+    def starts_RF(self) -> np.ndarray:
+        """Where each row's bytes of each field begin in `data`, int64."""
+        return np.stack([offsets[:-1] for offsets, _ in self._columns], axis=1)
+
+    @cached_property
+    def lengths_RF(self) -> np.ndarray:
+        """How many bytes they are, int64, −1 for null."""
+        lengths_RF = np.stack([np.diff(offsets) for offsets, _ in self._columns], axis=1)
+        for name in ("image_sha256", "image_tokens", "image"):
+            lengths_RF[_nulls(self._batch.column(name)), PLACE[name]] = -1
+        return lengths_RF
+
+    @cached_property
+    def _columns(self) -> list[tuple[np.ndarray, memoryview]]:
+        """For each field the offsets of its rows, in bytes, and the bytes."""
+        batch = self._batch
+        columns = {name: _texts(batch.column(name)) for name in (*TEXT_FIELDS, "image")}
+        turns, *sides = _list_of_pairs(batch.column("history"))
+        for side, texts in zip(("user", "assistant"), sides, strict=True):
+            offsets, data = _texts(texts)
+            lengths = np.diff(offsets).astype(np.int32).tobytes()
+            columns[f"history_{side}_lengths"] = 4 * turns, memoryview(lengths)
+            columns[f"history_{side}"] = np.take(offsets, turns, mode="clip"), data
+        ids, values = _list(batch.column("input_ids"))
+        columns["input_ids"] = 4 * ids, _fixed(values)
+        spans, starts, ends = _list_of_pairs(batch.column("supervised"))
+        columns["span_starts"], columns["span_ends"] = (4 * spans, _fixed(starts)), (4 * spans, _fixed(ends))
+        columns["num_tokens"] = 4 * np.arange(len(self) + 1), _fixed(batch.column("num_tokens"))
+        codes, values = _list(batch.column("image_tokens"))
+        columns["image_tokens"] = 2 * codes, _fixed(values)
+        return [columns[name] for name in FIELDS]
 
     @property
     def num_tokens(self) -> np.ndarray:
         """Tokens per row, int32 (rows,), a view."""
-        return np.frombuffer(self._num_tokens, np.int32, len(self))
+        return np.frombuffer(_fixed(self._batch.column("num_tokens")), np.int32, len(self))
 
     @property
     def supervised_tokens(self) -> np.ndarray:
         """Supervised tokens per row, int32 (rows,)."""
-        lengths = np.frombuffer(self._ends, np.int32) - np.frombuffer(self._starts, np.int32)
-        sums = np.concatenate([[0], np.cumsum(lengths)])[np.asarray(self._spans)]
-        return np.diff(sums).astype(np.int32)
+        spans, starts, ends = _list_of_pairs(self._batch.column("supervised"))
+        lengths = np.frombuffer(_fixed(ends), np.int32) - np.frombuffer(_fixed(starts), np.int32)
+        return np.diff(np.concatenate([[0], np.cumsum(lengths)])[spans]).astype(np.int32)
 
     @property
     def row_bytes(self) -> np.ndarray:
         """Bytes of text, ids and image per row, int64 (rows,)."""
-        texts = [*self._texts, self._image_sha256, self._prompt, self._answer, self._image]
-        sized = [(offsets, 1) for offsets, _ in texts] + [(self._ids, 4), (self._codes, 2), (self._spans, 8)]
-        turns = np.asarray(self._turns)
-        history = sum(np.asarray(offsets)[turns] for offsets, _ in (self._user, self._assistant))
-        return np.diff(history) + sum(np.diff(np.asarray(o, np.int64)) * width for o, width in sized)
+        content = [place for name, place in PLACE.items() if name not in _DERIVED]
+        return np.maximum(self.lengths_RF[:, content], 0).sum(1)
 
     def column(self, name: str) -> pa.Array:
         """One Arrow column, checked to be sound before anything walks it."""
         column = self._batch.column(name)
         column.validate(full=True)
         return column
-
-
-def row_hashes(rows: pa.RecordBatch | pa.Table) -> np.ndarray:
-    """The content hash of every row, uint64 (rows,): of all columns but xxh3 itself.
-
-    Raises ValueError if a column is missing or of another type.
-    """
-    if problem := schema_problem(rows.schema, CONTENT_SCHEMA):
-        raise ValueError(problem)
-    batches = rows.to_batches() if isinstance(rows, pa.Table) else [rows]
-    views = [BatchView(batch) for batch in batches if batch.num_rows]
-    return np.array([content_hash(view.fields(i)) for view in views for i in range(len(view))], np.uint64)
 
 
 def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
@@ -126,30 +120,29 @@ def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
     return None
 
 
-def _variable(column: pa.Array) -> tuple[memoryview, memoryview]:
-    """Offsets (as integers) and bytes of a string or binary column."""
+def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
+    """Offsets and bytes of a string or binary column."""
     _, offsets, data = column.buffers()
-    return _offsets(column, offsets, "q" if pa.types.is_large_binary(column.type) else "i"), _bytes(data)
+    width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    return _offsets(column, offsets, width), _bytes(data)
 
 
-def _list(column: pa.ListArray) -> tuple[memoryview, pa.Array]:
+def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
     """Offsets and values of a list column."""
-    return _offsets(column, column.buffers()[1], "i"), column.values
+    return _offsets(column, column.buffers()[1], np.int32), column.values
 
 
-def _list_of_pairs(column: pa.ListArray) -> tuple[memoryview, pa.Array, pa.Array]:
+def _list_of_pairs(column: pa.ListArray) -> tuple[np.ndarray, pa.Array, pa.Array]:
     """Offsets and the two child columns of a list of two-field structs."""
     offsets, values = _list(column)
     return offsets, values.field(0), values.field(1)
 
 
-def _offsets(column: pa.Array, buffer: pa.Buffer | None, kind: Literal["i", "q"]) -> memoryview:
+def _offsets(column: pa.Array, buffer: pa.Buffer | None, width: type[np.generic]) -> np.ndarray:
+    """Offsets of the column's rows, int64 (rows + 1,)."""
     if buffer is None:  # Arrow leaves the buffer out of a column without values
-        return memoryview(bytes(8 * (len(column) + 1))).cast(kind)[: len(column) + 1]
-    whole = memoryview(buffer).cast("B")
-    width = 8 if kind == "q" else 4
-    lo = width * column.offset
-    return whole[lo : lo + width * (len(column) + 1)].cast(kind)
+        return np.zeros(len(column) + 1, np.int64)
+    return np.frombuffer(buffer, width)[column.offset :][: len(column) + 1].astype(np.int64)
 
 
 def _fixed(column: pa.Array) -> memoryview:
@@ -162,20 +155,10 @@ def _bytes(buffer: pa.Buffer | None) -> memoryview:
     return _EMPTY if buffer is None else memoryview(buffer).cast("B")
 
 
-def _validity(column: pa.Array) -> tuple[memoryview, int] | None:
+def _nulls(column: pa.Array) -> np.ndarray:
+    """Which rows are null, bool (rows,)."""
     bitmap = column.buffers()[0]
-    return None if bitmap is None else (memoryview(bitmap).cast("B"), column.offset)
-
-
-def _is_valid(validity: tuple[memoryview, int] | None, i: int) -> bool:
-    if validity is None:
-        return True
-    bitmap, offset = validity
-    return bool(bitmap[(i + offset) >> 3] >> ((i + offset) & 7) & 1)
-
-
-def _run_of_texts(texts: tuple[memoryview, memoryview], lo: int, hi: int) -> tuple[bytes, memoryview]:
-    """Texts lo..hi of a column: their byte lengths as int32, and their bytes in one piece."""
-    offsets, data = texts
-    ends = offsets[lo : hi + 1]
-    return np.diff(np.asarray(ends)).astype(np.int32).tobytes(), data[ends[0] : ends[-1]]
+    if bitmap is None:
+        return np.zeros(len(column), bool)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[column.offset :][: len(column)] == 0

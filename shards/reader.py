@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from janus.errors import UserError
+from shards.block import BlockReader, RowBlock
 from shards.columns import BatchView, schema_problem
 from shards.manifest import (
     Manifest,
@@ -135,6 +136,20 @@ class TaskRows:
             f"{self._folder / self._paths[shard]}: row {index - self._shard_starts[shard]}{who} "
             "is damaged: its content does not match its xxh3; build the shards again"
         )
+
+    def block(self, indices: np.ndarray) -> RowBlock:
+        """The fields of many rows (int64, at least one), checked and raising as `fields`."""
+        if self._blocks and not self._edited:
+            block = self._blocks.block(indices)
+            if self._blocks.is_whole(block, indices):
+                return block
+        return RowBlock.of([self.fields(index) for index in indices.tolist()])  # names the damaged one
+
+    @cached_property
+    def _blocks(self) -> BlockReader | None:
+        """None where rows are not in record batches."""
+        views = [run for run in self._runs if isinstance(run, BatchView)]
+        return BlockReader(views) if len(views) == len(self._runs) else None
 
     def contents(self) -> Iterator[tuple[str, str | None, list[str]]]:
         """(sample_id, image_sha256, user turns) of every row in order; pictures are not touched."""

@@ -66,6 +66,9 @@ FIELDS = (
 """Order of a row's byte views. Numbers are little-endian int32 (image_tokens: uint16); lengths are
 bytes of UTF-8 per turn. The image comes last, so that it is hashed where it lies, without a copy."""
 
+PLACE = {name: place for place, name in enumerate(FIELDS)}
+"""Where a field stands in a row."""
+
 Fields = Sequence[Any]
 """`bytes` or byte-wise `memoryview` per entry of FIELDS, None for null."""
 
@@ -73,16 +76,20 @@ _LENGTHS = struct.Struct(f"<{len(FIELDS)}q")
 
 
 def content_hash(row: Fields) -> int:
-    """xxh3_64 of a row's fields: all lengths (−1 for null), then all bytes.
+    """xxh3_64 of a row's fields: all lengths (int64, −1 for null), then all bytes.
 
     The lengths in front keep two rows apart whose bytes only fall together when joined.
     """
     lengths = _LENGTHS.pack(*[-1 if field is None else len(field) for field in row])
-    small = b"".join([lengths, *filter(None, row[:-1])])
-    if row[-1] is None:
+    return hash_of(b"".join([lengths, *filter(None, row[:-1])]), row[-1])
+
+
+def hash_of(small: bytes, image: Any) -> int:
+    """The content hash. small: the lengths and all fields but the image, joined. image: its bytes, if any."""
+    if not image:
         return xxhash.xxh3_64_intdigest(small)
     digest = xxhash.xxh3_64(small)
-    digest.update(row[-1])
+    digest.update(image)
     return digest.intdigest()
 
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from janus.errors import UserError
-from shards.columns import BatchView, row_hashes
+from shards.block import row_hashes
+from shards.columns import BatchView
 from shards.hashed_file import HashedFile
 from shards.manifest import MANIFEST, SUFFIXES, ShardEntry
 from shards.schema import CONTENT_SCHEMA, SCHEMA

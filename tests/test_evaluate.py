@@ -120,7 +120,7 @@ def test_each_sample_has_the_loss_that_training_computes(work: Path, evaluated: 
         length = len(sample.input_ids)
         shape = shape_for(task, 1, (1, length), length, length, states, length, IMAGE)
         special = word_tokenizer().special
-        (batch,) = collate(task, [[rows.fields(i)]], shape, special, held_out=True)
+        (batch,) = collate(task, rows.block(np.array([i])), [1], shape, special, held_out=True)
         expected = float(loss(*map(Tensor, batch.inputs)).asnumpy())
         assert nll * states == pytest.approx(expected, abs=1e-3)
         total, tokens = total + expected, tokens + states

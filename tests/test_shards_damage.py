@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from shard_factory import make_batch, make_folder, make_mixed, make_row
@@ -45,9 +46,17 @@ def read_all(folder: Path) -> list:
     return [task.read(i) for task in tasks for i in range(len(task))]
 
 
-def samples_or_error(folder: Path) -> list | str:
+def blocks_of(folder: Path) -> list:
+    """What `read_all` reads, as the trainer reads it: a block of each task, its rows as bytes."""
+    shards = ShardSet.open(folder)
+    tasks = [shards.rows(*pair) for pair in shards.splits_tasks()]
+    blocks = [task.block(np.arange(len(task))) for task in tasks]
+    return [[None if f is None else bytes(f) for f in b.row(i)] for b in blocks for i in range(len(b))]
+
+
+def outcome_of(read: Callable[[Path], list], folder: Path) -> list | str:
     try:
-        return read_all(folder)
+        return read(folder)
     except UserError as error:
         return error.message
 
@@ -60,8 +69,9 @@ def test_a_flipped_bit_is_named_by_read_and_by_verify(folder: Path, task: str, n
     rows = ShardSet.open(folder).rows("train", task)
     assert rows.read(1).source_key == "train-1"
     sample_id = make_row(task, "train", 2, SIZE)["sample_id"]
-    with pytest.raises(UserError, match=rf"train/{task}-00000\.\w+: row 2 \(sample {sample_id}\) is damaged"):
-        rows.read(2)
+    for read in (rows.read, lambda i: rows.block(np.array([1, i, 3]))):
+        with pytest.raises(UserError, match=rf"train/{task}-00000\.\w+: row 2 \(sample {sample_id}\) is dam"):
+            read(2)
     name = path.relative_to(folder).as_posix()
     assert verify_folder(folder) == [
         f"{name}: sha256 differs from the manifest",
@@ -70,15 +80,16 @@ def test_a_flipped_bit_is_named_by_read_and_by_verify(folder: Path, task: str, n
 
 
 def test_any_damaged_byte_is_named_and_never_changes_a_sample(folder: Path) -> None:
-    dice, good = random.Random(1), read_all(folder)
+    dice, good = random.Random(1), {read: read(folder) for read in (read_all, blocks_of)}
     for _ in range(150):
         path = shard(folder, f"train/{dice.choice(['text', 'vqa', 't2i'])}-00000")
         kept = path.read_bytes()
         flip(path, dice.randrange(len(kept)), dice.choice([1, 4, 128, 255]))
         name = path.relative_to(folder).as_posix()
         assert f"{name}: sha256 differs from the manifest" in verify_folder(folder)
-        outcome = samples_or_error(folder)  # samples if it hit padding, or what no sample is made of
-        assert outcome == good or name in outcome
+        for read, undamaged in good.items():
+            outcome = outcome_of(read, folder)  # undamaged if it hit padding, or what no sample is made of
+            assert outcome == undamaged or name in outcome
         path.write_bytes(kept)
 
 
@@ -267,7 +278,7 @@ def test_rows_of_a_task_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_hashing_refuses_other_columns() -> None:
-    from shards.columns import row_hashes
+    from shards.block import row_hashes
 
     with pytest.raises(ValueError, match="column answer is missing, expected string"):
         row_hashes(make_batch([make_row("text", "train", 0)]).drop_columns(["answer"]))

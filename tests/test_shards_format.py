@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_factory import finish_folder, make_batch, make_folder, make_mixed, make_row
 
-from shards.columns import row_hashes
+from shards.block import row_hashes
 from shards.reader import ShardSet
-from shards.schema import CONTENT_SCHEMA, SCHEMA
+from shards.schema import CONTENT_SCHEMA, SCHEMA, content_hash
 from shards.writer import BATCH_ROWS, write_shards
 
 SIZE = 8
@@ -234,3 +234,30 @@ def test_null_where_a_value_is_required_is_not_written(tmp_path: Path, column: s
     batch = pa.RecordBatch.from_pylist([make_row("text", "train", 0, **{column: None})], schema=nullable)
     with pytest.raises(ValueError, match=column):
         write_shards([batch], tmp_path, split="train", task="text", image_size=SIZE)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("task", ["text", "vqa", "t2i"])
+def test_rows_read_as_a_block_are_those_read_alone(tmp_path: Path, task: str, format: str) -> None:
+    """In any order, twice too, and from several record batches and files."""
+    count = BATCH_ROWS[task] + 6
+    rows = [make_row(task, "train", key, SIZE, image_sha256=None if key % 2 else "ab") for key in range(count)]
+    make_folder(tmp_path, {("train", task): rows}, SIZE, format=format, shard_bytes=1)
+    read = ShardSet.open(tmp_path).rows("train", task)
+    indices = np.array([count - 1, 0, 3, count - 2, 3])
+    block = read.block(indices)
+    assert len(block) == len(indices)
+    for place, index in enumerate(indices.tolist()):
+        assert list(map(_bytes, block.row(place))) == list(map(_bytes, read.fields(index)))
+    lengths = [len(field) for field in (read.fields(index)[13] for index in indices.tolist())]
+    assert block.lengths("input_ids").tolist() == lengths
+    ids = [read.read(index).input_ids for index in indices.tolist()]
+    np.testing.assert_array_equal(block.numbers("input_ids", np.int32), np.concatenate(ids))
+    other = block.replaced("input_ids", {1: b"1234"})
+    assert (bytes(other.row(1)[13]), other.lengths("input_ids")[1]) == (b"1234", 4)
+    assert other.hashes()[1] != block.hashes()[1] == content_hash(read.fields(0))
+    assert block.lengths("input_ids").tolist() == lengths  # what others may hold stays as it was
+
+
+def _bytes(field: object) -> bytes | None:
+    return None if field is None else bytes(field)  # type: ignore[call-overload]

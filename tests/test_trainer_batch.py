@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_shards import WORDS, fields_of, realistic_lengths, word_tokenizer
+from trainer_shards import WORDS, block_of, realistic_lengths, word_tokenizer
 
 from janus.errors import UserError
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE
 from shards.schema import Sample
 from trainer.batch import Batch, BatchShape, ImageShape, shape_for
-from trainer.collate import collate, unconditional_row
+from trainer.collate import collate, without_prompts
 from trainer.mix import cut
 from trainer.pack import cheapest_rows, fullest_row, pack
 from trainer.plan import Plan
@@ -52,7 +52,7 @@ def _sample(
 
 
 def _collate(task: str, samples: list[Sample], shape: BatchShape) -> Batch:
-    (batch,) = collate(task, [[fields_of(sample) for sample in samples]], shape, word_tokenizer().special)
+    (batch,) = collate(task, block_of(samples), [len(samples)], shape, word_tokenizer().special)
     return batch
 
 
@@ -92,7 +92,8 @@ def test_the_first_image_token_is_trained_and_begin_of_image_predicts_it() -> No
 def test_the_null_prompt_is_the_samplers_and_stays_attended_to() -> None:
     special, sample = word_tokenizer().special, _sample("t2i", prompt="w1 w2 w3")
     shape = _shape("t2i", [sample])
-    (batch,) = collate("t2i", [[unconditional_row(fields_of(sample), special)]], shape, special)
+    nulled = without_prompts(block_of([sample]), [0], special)
+    (batch,) = collate("t2i", nulled, [1], shape, special)
     length = len(sample.input_ids)
     begin = int(np.argmax(sample.input_ids == special.begin_of_image))
     ids = batch.input_ids_P
@@ -218,8 +219,8 @@ def test_calls_made_together_are_those_made_plainly(
     task, samples = task_samples
     calls = [samples[start : start + count] for start in range(0, len(samples), count)]
     shape = _shape(task, samples, rows=rows)
-    fields = [[fields_of(sample) for sample in call] for call in calls]
-    for call, batch in zip(calls, collate(task, fields, shape, word_tokenizer().special), strict=True):
+    batches = collate(task, block_of(samples), list(map(len, calls)), shape, word_tokenizer().special)
+    for call, batch in zip(calls, batches, strict=True):
         plain = _plainly(task, call, shape)
         given_ = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
         assert given_.keys() == plain.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from janus.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.folder import ModelFolder
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
+from shards.block import RowBlock
 from shards.manifest import Manifest, SourceCounts, hash_file, write_manifest
 from shards.schema import FIELDS, Fields, Sample
 from shards.writer import write_shards
@@ -129,6 +130,11 @@ def make_trainable(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def block_of(samples: Sequence[Sample]) -> RowBlock:
+    """The samples as rows of shards side by side."""
+    return RowBlock.of(list(map(fields_of, samples)))
 
 
 def fields_of(sample: Sample) -> Fields:

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from janus.errors import UserError
 from janus.tokens import SpecialTokens
+from shards.block import RowBlock
 from shards.reader import ShardSet, TaskRows
-from shards.schema import Fields, Sample
+from shards.schema import Sample
 from trainer.batch import Batch, BatchShape, ImageShape, round_up, shape_for
-from trainer.collate import collate, unconditional_row
+from trainer.collate import collate, without_prompts
 from trainer.config import TrainConfig
 from trainer.fit import check_row
 from trainer.mix import cut
@@ -28,7 +29,7 @@ from trainer.pack import cheapest_rows, fullest_row
 from trainer.plan import Plan, by_hash, deal, null_prompt, random_words
 
 BLOCKS_AHEAD = 2
-BLOCK_TOKENS = 1 << 14
+BLOCK_TOKENS = 1 << 16
 """Small steps are made so many tokens at a time, so that numpy's calls are shared by many samples. Steps with
 images are made one by one: their pixels weigh more than all else."""
 
@@ -50,9 +51,9 @@ class UsedRows:
         """The sample at a place among the used ones, its content checked."""
         return self.rows.read(int(self.indices[place]))
 
-    def fields(self, place: int) -> Fields:
-        """The row's fields, its content checked."""
-        return self.rows.fields(int(self.indices[place]))
+    def block(self, places: np.ndarray) -> RowBlock:
+        """The rows at these places, their content checked."""
+        return self.rows.block(self.indices[places])
 
     @property
     def num_tokens(self) -> np.ndarray:
@@ -131,7 +132,7 @@ class Feed:
         self._begun = begun or {}
         self.shapes = {task: self._shape(task, config, rows[task], image) for task in counts}
         for task, used in self.train.items():
-            check_row(task, used.fields(0), self.shapes[task], special)
+            check_row(task, used.block(np.arange(1)).row(0), self.shapes[task], special)
 
     def step(self, step: int) -> StepData:
         """The micro-batches of step `step` (1 is the first), task after task."""
@@ -159,14 +160,14 @@ class Feed:
     def validation_batches(self, task: str) -> Iterator[Batch]:
         """The task's validation samples, always in the same order."""
         used, shape = self.validation[task], self.shapes[task]
-        order = self._validation_order(task).tolist()
+        order = self._validation_order(task)
         for start in range(0, len(order), shape.samples):
-            call = [used.fields(place) for place in order[start : start + shape.samples]]
-            yield from collate(task, [call], shape, self._special)
+            call = used.block(order[start : start + shape.samples])
+            yield from collate(task, call, [len(call)], shape, self._special)
 
     def _validation_order(self, task: str) -> np.ndarray:
         used, rows = self.validation[task], cut(self._counts[task], self._micro_batch)[1]
-        return deal(_weights(used), random_words(len(used), task, "validation"), rows, 0)
+        return deal(_weights(used), random_words(len(used), task, "validation")[None], rows, 0)[0]
 
     def _shape(self, task: str, config: TrainConfig, samples: int, image: ImageShape) -> BatchShape:
         """What holds the fullest call of the run and of its validations."""
@@ -198,25 +199,26 @@ class Feed:
         """What each step takes of the task, and its batches."""
         used, count, shape = self.train[task], self._counts[task], self.shapes[task]
         draw = self.plan.draw(task, first, steps)
-        epochs = draw.epochs.tolist()
-        rows = [used.fields(place) for place in draw.rows.tolist()]
-        ids = [str(row[0], "utf-8") for row in rows]
+        rows, epochs = used.block(draw.rows), draw.epochs.tolist()
+        ids = [str(sample_id, "utf-8") for sample_id in rows.column("sample_id")]
         if task == "t2i" and self._null_prompt:
-            rows = [self._nulled(*triple) for triple in zip(rows, ids, epochs, strict=True)]
+            rows = self._nulled(rows, ids, epochs)
+        calls = [min(shape.samples, count - start) for start in range(0, count, shape.samples)]
+        batches = iter(collate(task, rows, calls * steps, shape, self._special))
         own = [slice(start, start + count) for start in range(0, len(rows), count)]
-        calls = [
-            rows[start : min(start + shape.samples, step.stop)]
+        return [
+            (Drawn(task, ids[step], epochs[step], shape.samples), [next(batches) for _ in calls])
             for step in own
-            for start in range(step.start, step.stop, shape.samples)
         ]
-        batches, each = collate(task, calls, shape, self._special), len(calls) // steps
-        drawn = [Drawn(task, ids[step], epochs[step], shape.samples) for step in own]
-        return [(of_step, batches[i * each : (i + 1) * each]) for i, of_step in enumerate(drawn)]
 
-    def _nulled(self, row: Fields, sample_id: str, epoch: int) -> Fields:
-        """The t2i row, in some epochs without its prompt."""
-        nulled = null_prompt(self._seed, sample_id, epoch, self._null_prompt)
-        return unconditional_row(row, self._special) if nulled else row
+    def _nulled(self, rows: RowBlock, sample_ids: list[str], epochs: list[int]) -> RowBlock:
+        """The t2i rows, some without their prompts: other ones in each epoch."""
+        seen = enumerate(zip(sample_ids, epochs, strict=True))
+        places = [i for i, (name, epoch) in seen if null_prompt(self._seed, name, epoch, self._null_prompt)]
+        return self._without_prompts(rows, places)
+
+    def _without_prompts(self, rows: RowBlock, places: list[int]) -> RowBlock:
+        return without_prompts(rows, places, self._special)
 
 
 def steps_ahead(feed: Feed, first: int, last: int) -> Iterator[tuple[int, StepData, float]]:

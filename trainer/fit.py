@@ -8,11 +8,8 @@ import numpy as np
 
 from janus.errors import UserError
 from janus.tokens import SpecialTokens
-from shards.schema import FIELDS, Fields
+from shards.schema import PLACE, Fields
 from trainer.batch import BatchShape
-
-PLACE = {name: place for place, name in enumerate(FIELDS)}
-"""Where a field stands in a row."""
 
 
 def check_row(

@@ -39,7 +39,7 @@ class Plan:
         so that the calls of a step weigh the same.
         """
         self._seed, self._weights, self._counts, self._rows = seed, weights, counts, rows
-        self.order = lru_cache(maxsize=8)(self._order)
+        self.orders = lru_cache(maxsize=8)(self._orders)
 
     def step(self, step: int) -> dict[str, TaskDraw]:
         """What step `step` (1 is the first) is made of, per task."""
@@ -68,22 +68,41 @@ class Plan:
         """What `steps` steps from step `first` on take of a task, step after step."""
         count = self._counts[task]
         places = (first - 1) * count + np.arange(steps * count)
-        epochs, within = np.divmod(places, len(self._weights[task]))
+        size = len(self._weights[task])
+        epochs = places // size
         rows = np.empty(len(places), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            rows[here] = self.order(task, epoch)[within[here]]
+        together = epochs_together(size)
+        for turn in range(int(epochs[0]) // together, int(epochs[-1]) // together + 1):
+            here = epochs // together == turn
+            rows[here] = self.orders(task, turn).reshape(-1)[places[here] - turn * together * size]
         order = calls_apart(self._weights[task][rows].reshape(steps, count), self._rows[task])
         order = (order + np.arange(steps)[:, None] * count).reshape(-1)
         return TaskDraw(rows[order], epochs[order])
 
-    def _order(self, task: str, epoch: int) -> np.ndarray:
+    def _orders(self, task: str, turn: int) -> np.ndarray:
+        """The orders of the epochs that are dealt together, int64 (epochs, rows)."""
         weights, group = self._weights[task], self._counts[task]
-        words = random_words(len(weights), self._seed, task, "order", epoch)
+        together = epochs_together(len(weights))
+        epochs = np.arange(turn * together, (turn + 1) * together)
+        words = np.stack(
+            [random_words(len(weights), self._seed, task, "order", epoch) for epoch in epochs.tolist()]
+        )
+        orders = np.empty(words.shape, np.int64)
         # The epoch before has taken the first places of a group that this one fills up.
-        order = deal(weights, words, group, -epoch * len(weights) % group)
-        order.flags.writeable = False
-        return order
+        heads = -epochs * len(weights) % group
+        for head in np.unique(heads).tolist():
+            orders[heads == head] = deal(weights, words[heads == head], group, head)
+        orders.flags.writeable = False
+        return orders
+
+
+DEALT_ROWS = 4096
+"""Epochs of few rows are dealt together, up to so many rows: numpy's calls cost more than a short epoch."""
+
+
+def epochs_together(rows: int) -> int:
+    """How many epochs of so many rows are dealt together."""
+    return max(1, DEALT_ROWS // rows)
 
 
 ALIKE = 8
@@ -107,26 +126,37 @@ def null_prompt(seed: int, sample_id: str, epoch: int, share: float) -> bool:
 
 
 def deal(weights: np.ndarray, words: np.ndarray, count: int, head: int) -> np.ndarray:
-    """A random order of the rows in which every `count` consecutive ones weigh nearly the same.
+    """Random orders of the rows, int64 (epochs, rows), `count` consecutive ones weighing nearly the same.
 
-    weights: float64 (rows,). words: a random uint64 for each row. head: rows before the first whole group.
+    weights: float64 (rows,). words: random uint64 (epochs, rows). head: rows before the first whole group.
     Rows that fill no whole group are those of middling weight. The others are dealt heaviest first, each
     round to the groups in the order of what they still lack (as longest-processing-time scheduling, Graham
     1969, a round at a time).
     """
     # From the generator's raw words: numpy may change how its own shuffle uses them.
-    shuffled = np.argsort(words, kind="stable")
+    shuffled = np.argsort(words, axis=1, kind="stable")
     groups = max(len(weights) - head, 0) // count
-    middling = shuffled[np.argsort(np.abs(weights[shuffled] - weights.mean()), kind="stable")]
-    loose, rest = np.split(middling, [len(weights) - groups * count])
-    loose = loose[np.argsort(words[loose], kind="stable")]
-    rest = rest[np.argsort(words[rest], kind="stable")]
+    middling = _sorted_by(np.abs(weights - weights.mean()), shuffled)
+    loose, rest = np.split(middling, [len(weights) - groups * count], axis=1)
+    loose, rest = (_by_words(words, rows) for rows in (loose, rest))
     # Like weights in random order: else the same samples would meet in every epoch.
     alike = max(weights.std() / ALIKE, 1e-9)
-    rest = rest[np.argsort(-np.round(weights[rest] / alike), kind="stable")]
-    dealt = rest[_rounds(weights[rest][None], count)[0]].reshape(groups, count)
-    dealt = dealt[np.argsort(words[dealt[:, 0]], kind="stable")]
-    return np.concatenate([loose[:head], dealt.reshape(-1), loose[head:]])
+    rest = _sorted_by(-np.round(weights / alike), rest)
+    dealt = np.take_along_axis(rest, _rounds(weights[rest], count), 1).reshape(len(words), groups, count)
+    first = np.take_along_axis(words, dealt[:, :, 0], 1)
+    dealt = np.take_along_axis(dealt, np.argsort(first, axis=1, kind="stable")[:, :, None], 1)
+    return np.concatenate([loose[:, :head], dealt.reshape(rest.shape), loose[:, head:]], axis=1)
+
+
+def _sorted_by(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """rows, int64 (epochs, samples), each epoch's by a key of each row, (rows,); ties stay as they are."""
+    return np.take_along_axis(rows, np.argsort(keys[rows], axis=1, kind="stable"), 1)
+
+
+def _by_words(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The same by each epoch's own words."""
+    order = np.argsort(np.take_along_axis(words, rows, 1), axis=1, kind="stable")
+    return np.take_along_axis(rows, order, 1)
 
 
 def calls_apart(weights: np.ndarray, rows: int) -> np.ndarray:

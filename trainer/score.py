@@ -14,11 +14,11 @@ import numpy as np
 from janus.graphs import network_graphs
 from janus.losses import TaskLoss
 from janus.scoring import TokenScores
-from shards.schema import FIELDS, Fields, Sample
+from shards.block import RowBlock
+from shards.schema import FIELDS, PLACE, Fields, Sample
 from trainer.batch import Batch, BatchShape, ImageShape, round_up, shape_for
 from trainer.collate import collate
 from trainer.data import in_calls
-from trainer.fit import PLACE
 from trainer.metrics import Score
 from trainer.pack import cheapest_rows, fullest_row
 from trainer.plan import deal, random_words
@@ -53,11 +53,12 @@ def _batches(
     states = np.array([np.diff(sample.supervised).sum() for sample in samples])
     weights = tokens / tokens.mean() + states / states.mean()
     rows = min(rows, len(samples))
-    order = deal(weights, random_words(len(samples), task, "score"), rows, 0)
+    order = deal(weights, random_words(len(samples), task, "score")[None], rows, 0)[0]
     shape = _shape(task, rows, tokens[order], states[order], image)
     for start in range(0, len(order), rows):
         places = order[start : start + rows]
-        (batch,) = collate(task, [[_row(samples[i]) for i in places]], shape, special, held_out=True)
+        call = RowBlock.of([_row(samples[i]) for i in places])
+        (batch,) = collate(task, call, [len(call)], shape, special, held_out=True)
         yield places, batch
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from bench.link import Job, serve
 from bench.workload import Workload
-from shards.schema import FIELDS
 
 LENGTH, RATE = 1024, 1e-4
 
@@ -56,38 +55,36 @@ class Published:
         from trainer.collate import collate
 
         work = []
-        for task, samples in self._samples(step).items():
+        for task, draw in self.feed.plan.step(step).items():  # the samples that our own trainer takes
             most = self.shapes[task].samples
-            groups = [samples[i : i + most] for i in range(0, len(samples), most)]
-            batches = collate(task, groups, self.shapes[task], self.special)
-            work += [(task, *pair) for pair in zip(groups, batches, strict=True)]
+            for group in np.split(draw.rows, range(most, len(draw.rows), most)):
+                rows = self.feed.train[task].block(group)
+                work += [
+                    (task, rows, batch)
+                    for batch in collate(task, rows, [len(rows)], self.shapes[task], self.special)
+                ]
         supervised = sum(batch.supervised for _, _, batch in work)
         began = time.perf_counter()
-        for task, group, batch in work:
+        for task, rows, batch in work:
             if task == "t2i":
-                batch = self._encoded(group, batch)
+                batch = self._encoded(rows, batch)
             self.network.accumulate(task, _with_all_logits(batch), 1.0 / supervised)
         self.network.finish()
         self.network.update(RATE)
         self.network.wait()
         return time.perf_counter() - began
 
-    def _samples(self, step: int) -> dict[str, list[Any]]:
-        """The samples that our own trainer takes in this step."""
-        drawn = self.feed.plan.step(step).items()
-        return {task: [self.feed.train[task].fields(int(row)) for row in draw.rows] for task, draw in drawn}
-
-    def _encoded(self, group: list[Any], batch: Any) -> Any:
+    def _encoded(self, rows: Any, batch: Any) -> Any:
         """The batch with codes made from the pictures, as inputs and as labels."""
         from mindspore import Tensor
 
         codes_IT = batch.image_tokens_IT.copy()
-        for i, row in enumerate(group):
-            number = self.picture_of[str(row[FIELDS.index("image_sha256")], "ascii")]
+        for i, sha256 in enumerate(rows.column("image_sha256")):
+            number = self.picture_of[str(sha256, "ascii")]
             codes, _ = self.vq.encode(Tensor(self.pictures.pixels(number, number + 1)))
             codes_IT[i] = codes.asnumpy()
         labels_N = batch.labels_N.copy()
-        labels_N[: codes_IT[: len(group)].size] = codes_IT[: len(group)].reshape(-1)
+        labels_N[: codes_IT[: len(rows)].size] = codes_IT[: len(rows)].reshape(-1)
         return replace(batch, image_tokens_IT=codes_IT, labels_N=labels_N)
 
 

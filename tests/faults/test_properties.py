@@ -129,7 +129,7 @@ def test_any_packing_supervises_exactly_the_spans(task: str, data: st.DataObject
     sizes = max(lengths), sum(lengths) + spare, sum(spans) + spare
     shape = shape_for(task, most, grid, *sizes, 4096, image)
     special = word_tokenizer().special
-    (batch,) = collate(task, [[read.fields(key) for key in keys]], shape, special)
+    (batch,) = collate(task, read.block(np.array(keys)), [len(keys)], shape, special)
     labels = batch.labels_N[batch.labels_N != IGNORE]
     assert batch.supervised == len(labels) == sum(spans)
     assert batch.tokens == sum(lengths)
@@ -161,7 +161,7 @@ def test_a_batch_that_does_not_fit_is_never_cut() -> None:
     tokens = sum(len(read.read(key).input_ids) for key in range(3))
     shape = BatchShape(3, 3, 512, tokens, 999, 0, ImageShape(SIDE, TOKENS, CODES))
     with pytest.raises(ValueError, match="do not fit"):
-        collate("text", [[read.fields(key) for key in range(3)]], shape, word_tokenizer().special)
+        collate("text", read.block(np.arange(3)), [3], shape, word_tokenizer().special)
 
 
 @settings(max_examples=150, deadline=None)
@@ -173,7 +173,7 @@ def test_a_batch_that_does_not_fit_is_never_cut() -> None:
 )
 def test_dealing_gives_every_row_once(weights: list[float], count: int, head: int, key: int) -> None:
     words = random_words(len(weights), key)
-    order = deal(np.array(weights), words, count, min(head, count - 1))
+    order = deal(np.array(weights), words[None], count, min(head, count - 1))[0]
     assert sorted(order.tolist()) == list(range(len(weights)))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainer_shards import CODES, SIDE, TOKENS, fields_of, make_model, make_trainable
+from trainer_shards import CODES, SIDE, TOKENS, block_of, make_model, make_trainable
 
 from janus.folder import open_model
 from janus.losses import TaskLoss
@@ -61,7 +61,7 @@ def test_another_neighbour_changes_logits_by_exactly_nothing(
     loss = TaskLoss(model, task)
 
     def logits(middle: Sample) -> tuple[np.ndarray, Batch]:
-        (batch,) = collate(task, [list(map(fields_of, (samples[0], middle, samples[2])))], shape, special)
+        (batch,) = collate(task, block_of([samples[0], middle, samples[2]]), [3], shape, special)
         return loss.logits(*_tensors(batch)[1:]).asnumpy(), batch
 
     before, batch = logits(samples[1])
