@@ -185,7 +185,8 @@ def _read(folder: Path, key: str) -> bytes | None:
             with suppress(OSError):  # a folder that is only read, for many
                 os.utime(path)
             return content
-        path.unlink()
+        with suppress(OSError):
+            path.unlink()
     return None
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from mindspore.graph.api import ms_compile_cache
 from trainer_shards import make_model, make_trainable
 
 from janus.config import PRESETS
-from janus.graphs import Graphs, graph_folder
+from janus.graphs import KEPT_SECONDS, Graphs, graph_folder
 from trainer.config import FIELDS, TrainConfig
 from trainer.graph_key import NOT_IN_A_GRAPH, graph_facts
 
@@ -108,6 +110,31 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").touch()
     assert _run(Graphs({}, tmp_path / "file" / "graphs"), 10.0) == [11, 11]
     assert "graphs are not kept for the next start" in capsys.readouterr().err
+
+
+@pytest.fixture
+def only_read(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a kept graph on a file system that is only read."""
+    _run(Graphs({}, tmp_path), 10.0)
+    for options in (["--bind"], ["-o", "remount,ro,bind"]):
+        if subprocess.run(["mount", *options, tmp_path, tmp_path], capture_output=True).returncode:
+            pytest.skip("mounting needs root")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_graphs_of_a_folder_that_is_only_read_are_used(only_read: Path) -> None:
+    graphs = Graphs({}, only_read)
+    assert _run(graphs, 10.0) == [11, 11]
+    assert graphs.loaded == 1
+
+
+def test_what_killed_runs_left_half_written_goes_in_time(tmp_path: Path) -> None:
+    for name, age in (("old", KEPT_SECONDS + 1), ("new", 0)):
+        (tmp_path / f".tmp-{name}").touch()
+        os.utime(tmp_path / f".tmp-{name}", (time.time() - age,) * 2)
+    _run(Graphs({}, tmp_path), 10.0)
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-new"]
 
 
 def test_the_folder_is_the_users_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
