@@ -1,4 +1,4 @@
-"""Rows about the reader alone, beside webdataset, LitData and mosaicml-streaming on the same rows."""
+"""Rows about the reader alone, beside webdataset, LitData, mosaicml-streaming and Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.link import Side, interleave
 from bench.results import Figure, Target, at_least, at_most, median
 from bench.session import Session
 
-LIBRARIES = ("webdataset", "litdata", "mosaicml")
+LIBRARIES = ("webdataset", "litdata", "mosaicml", "datasets")
 SAMPLES = {"text": 16_000, "t2i": 8_000, "vqa": 2_400}
 TARGETS = {"text": at_least(80_000), "t2i": at_least(80_000), "vqa": at_least(4_500)}
 HOW = (

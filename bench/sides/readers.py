@@ -1,16 +1,19 @@
 """Other data loaders on the same rows: written once in the library's own format, read as batches of 8.
 
-python -m bench.sides.readers LIBRARY ROWS.arrow FOLDER LENGTH, LIBRARY one of webdataset, litdata, mosaicml.
+python -m bench.sides.readers LIBRARY ROWS.arrow FOLDER LENGTH, LIBRARY one of webdataset, litdata, mosaicml,
+datasets.
 A batch is ready when ids and labels are padded arrays, pictures one array. Samples come in the written
 order and in this process, the fastest these libraries were seen; none of them checks a row's content.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,12 @@ from bench.link import Job, serve
 
 BATCH, IGNORE, ROWS = 8, -100, 800
 ARRAYS = {"input_ids": np.int32, "supervised": np.int32, "image": np.uint8, "image_tokens": np.uint16}
+_TORCHVISION: dict[str, dict[str, Any]] = {
+    "torchvision": {},
+    "torchvision.datasets": {"VisionDataset": object},
+    "torchvision.transforms": {},
+    "torchvision.transforms.functional": {"to_tensor": None},
+}
 
 
 def rows_of(path: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -75,20 +84,34 @@ def read_webdataset(folder: Path) -> Iterable[dict[str, Any]]:
 
 def write_mosaicml(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
     """MDS shards with ndarray columns."""
-    from streaming import MDSWriter
-
     first, rest = _peek(rows)
     columns = {name: f"ndarray:{array.dtype}" for name, array in first.items()}
-    with MDSWriter(out=str(folder), columns=columns, progress_bar=False) as writer:
+    with _streaming().MDSWriter(out=str(folder), columns=columns, progress_bar=False) as writer:
         for row in rest:
             writer.write(row)
 
 
 def read_mosaicml(folder: Path) -> Iterable[dict[str, Any]]:
     """Samples in the order of the files."""
-    from streaming import StreamingDataset
+    return _streaming().StreamingDataset(local=str(folder), shuffle=False, batch_size=BATCH)
 
-    return StreamingDataset(local=str(folder), shuffle=False, batch_size=BATCH)
+
+def _streaming() -> Any:
+    """mosaicml-streaming, which imports names of torchvision that nothing here uses.
+
+    torchvision's wheel does not load beside torch's CPU build: transformers is told that it is not there, and
+    streaming gets the names alone.
+    """
+    if "streaming" not in sys.modules:
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+        import transformers  # noqa: F401
+
+        for name, content in _TORCHVISION.items():
+            sys.modules[name] = ModuleType(name)
+            vars(sys.modules[name]).update(content)
+    import streaming
+
+    return streaming
 
 
 def write_litdata(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
@@ -109,8 +132,49 @@ def read_litdata(folder: Path) -> Iterable[dict[str, Any]]:
     return StreamingDataset(str(folder), shuffle=False)
 
 
-WRITE = {"webdataset": write_webdataset, "litdata": write_litdata, "mosaicml": write_mosaicml}
-READ = {"webdataset": read_webdataset, "litdata": read_litdata, "mosaicml": read_mosaicml}
+def write_datasets(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
+    """An Arrow file of Hugging Face's datasets."""
+    from datasets.arrow_writer import ArrowWriter
+
+    first, rest = _peek(rows)
+    features = _features(first)
+    with ArrowWriter(path=str(folder / "rows.arrow"), features=features, writer_batch_size=BATCH) as writer:
+        for row in rest:
+            writer.write(row)
+        writer.finalize()
+
+
+def _features(row: dict[str, np.ndarray]) -> Any:
+    from datasets import Array2D, Array3D, Features, Sequence, Value
+
+    kinds: dict[str, Any] = {name: Sequence(Value(str(array.dtype))) for name, array in row.items()}
+    kinds["supervised"] = Array2D(shape=(None, 2), dtype="int32")
+    if "image" in row:
+        kinds["image"] = Array3D(shape=row["image"].shape, dtype="uint8")
+    return Features(kinds)
+
+
+def read_datasets(folder: Path) -> Iterable[dict[str, Any]]:
+    """Samples in the order of the file, taken eight at a time, which is faster than one at a time."""
+    from datasets import Dataset
+
+    for rows in Dataset.from_file(str(folder / "rows.arrow")).with_format("numpy").iter(BATCH):
+        for values in zip(*rows.values(), strict=True):
+            yield dict(zip(rows, values, strict=True))
+
+
+WRITE = {
+    "webdataset": write_webdataset,
+    "litdata": write_litdata,
+    "mosaicml": write_mosaicml,
+    "datasets": write_datasets,
+}
+READ = {
+    "webdataset": read_webdataset,
+    "litdata": read_litdata,
+    "mosaicml": read_mosaicml,
+    "datasets": read_datasets,
+}
 
 
 def batches(samples: Iterable[dict[str, Any]], length: int) -> Iterator[dict[str, np.ndarray]]:
