@@ -35,7 +35,7 @@ class RowBlock:
     def of(cls, rows: Sequence[Fields]) -> RowBlock:
         """At least one row, whatever holds it."""
         lengths = [[-1 if field is None else len(field) for field in row] for row in rows]
-        columns = [
+        columns: list[Sequence[Any]] = [
             [b"" if field is None else field for field in column] for column in zip(*rows, strict=True)
         ]
         return cls(columns, np.array(lengths, np.int64))

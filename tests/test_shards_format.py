@@ -241,7 +241,9 @@ def test_null_where_a_value_is_required_is_not_written(tmp_path: Path, column: s
 def test_rows_read_as_a_block_are_those_read_alone(tmp_path: Path, task: str, format: str) -> None:
     """In any order, twice too, and from several record batches and files."""
     count = BATCH_ROWS[task] + 6
-    rows = [make_row(task, "train", key, SIZE, image_sha256=None if key % 2 else "ab") for key in range(count)]
+    rows = [
+        make_row(task, "train", key, SIZE, image_sha256=None if key % 2 else "ab") for key in range(count)
+    ]
     make_folder(tmp_path, {("train", task): rows}, SIZE, format=format, shard_bytes=1)
     read = ShardSet.open(tmp_path).rows("train", task)
     indices = np.array([count - 1, 0, 3, count - 2, 3])
