@@ -256,6 +256,8 @@ A difference counts where it is more than three times what other samples make.
 - **First token untrained.** The labels of each picture's first token are ignored, N is one fewer a picture.
 - **Empty caption as null prompt.** Where a prompt is nulled, a whole prompt with an empty caption is trained
   on, while guidance subtracts BOS, pads and `<begin_of_image>`. Codes are scored each after the true ones.
+  In the sample there is little to guide: a shape's caption is one of 108, so it decides at most ln 108 = 4.7
+  nats of a picture's 576 tokens, 0.008 a token, which is less than other samples make.
 - **Per-task means.** A vqa answer has a few supervised tokens, a picture 576: a mean for each task weighs a
   vqa token more than a hundred times a picture's. The few may gain what the many lose, so a task's loss
   alone is no judge of it; shares of the gradient say what is trained.
