@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,14 @@ def pictures(session: Session) -> list[Figure]:
     build += ["--work", str(work), "--out", str(out), *_tokenizer(session)]
     run("pipelines", *build)  # its first two stages are kept, and skipped from now on
 
+    stages: list[dict[str, float]] = []
+
     def ours() -> float:
         for folder in (work / "images", work / "write", out):
             shutil.rmtree(folder)
-        return _seconds("pipelines", *build)
+        began = time.perf_counter()
+        stages.append(_stage_seconds(run("pipelines", *build)))
+        return time.perf_counter() - began
 
     encoded = str(work / "ingest" / "understanding.images.arrow")
     seconds = _in_turns(session, ours, "Pillow", "bare_images", encoded)
@@ -47,9 +52,27 @@ def pictures(session: Session) -> list[Figure]:
             "decodes the same bytes and resizes them (bicubic, same size) over all cores and keeps nothing. "
             "Whole commands. Reading the raw files is another stage.",
             beside=_rates(seconds, PICTURES, "pictures/s"),
-            detail={"seconds": seconds},
+            detail={"seconds": seconds, "stages": stages},
+            cause=_where_time_goes(stages, seconds),
         )
     ]
+
+
+def _stage_seconds(said: str) -> dict[str, float]:
+    """What a build says of its stages: seconds by label."""
+    return {label: float(taken) for label, taken in re.findall(r"^([\w ]+): .* in ([\d.]+) s \(", said, re.M)}
+
+
+def _where_time_goes(stages: list[dict[str, float]], seconds: dict[str, list[float]]) -> str:
+    """Medians of our stages, of the whole command, and of the peer's."""
+    ours, peer = (median(times) for times in seconds.values())
+    known = {name: median(each[name] for each in stages) for name in ("images understanding", "write")}
+    rest = ours - sum(known.values())
+    return (
+        f"of {ours:.1f} s, decoding and scaling takes {known['images understanding']:.1f} s, writing the "
+        f"shards with their hashes {known['write']:.1f} s, starting the command and its workers and finding "
+        f"the other stages done {rest:.1f} s; the whole of the peer takes {peer:.1f} s and keeps nothing"
+    )
 
 
 def tokens(session: Session) -> list[Figure]:
