@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import janus
+
 if TYPE_CHECKING:
     from mindspore import Tensor, nn
 
@@ -163,14 +165,19 @@ def _slot() -> _Slot:
 @cache
 def _environment() -> dict[str, object]:
     """Sources, versions and switches that decide every graph."""
-    root = Path(__file__).resolve().parent.parent
-    sources = [*sorted((root / "janus").glob("*.py")), *sorted((root / "trainer").glob("*.py"))]
+    root = Path(janus.__file__).resolve().parent.parent
     return {
-        "sources": _digest(b"".join(_digest(path.read_bytes()).encode() for path in sources)),
+        "sources": sources_digest(root / "janus", root / "trainer"),
         "mindspore": importlib.metadata.version("mindspore"),
         "numpy": importlib.metadata.version("numpy"),
         "switches": {name: value for name, value in os.environ.items() if name.startswith("MS_")},
     }
+
+
+def sources_digest(*packages: Path) -> str:
+    """A digest of every Python file in the packages, however deep."""
+    sources = [path for package in packages for path in sorted(package.rglob("*.py"))]
+    return _digest(b"".join(_digest(path.read_bytes()).encode() for path in sources))
 
 
 def _digest(content: bytes) -> str:

@@ -9,6 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--freeze`: write tests/frozen.json anew instead of comparing with it."""
+    parser.addoption("--freeze", action="store_true", help="freeze the numbers that test_frozen.py compares")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _graphs_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled graphs are kept for the session, not in the user's cache."""

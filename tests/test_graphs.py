@@ -19,7 +19,7 @@ from mindspore.graph.api import ms_compile_cache
 from trainer_shards import make_model, make_trainable
 
 from janus.config import PRESETS
-from janus.graphs import KEPT_SECONDS, Graphs, graph_folder
+from janus.graphs import KEPT_SECONDS, Graphs, graph_folder, sources_digest
 from trainer.config import FIELDS, TrainConfig
 from trainer.graph_key import NOT_IN_A_GRAPH, graph_facts
 
@@ -156,6 +156,15 @@ def test_what_decides_a_graph_is_in_its_key() -> None:
         assert graph_facts(replace(TrainConfig(), **{name: value}), tiny) != facts, name
     assert graph_facts(TrainConfig(), PRESETS["bench"]) != facts
     assert graph_facts(TrainConfig(steps=7, out="elsewhere", learning_rate=1.0), tiny) == facts
+
+
+def test_a_changed_source_in_any_folder_of_a_package_is_another_key(tmp_path: Path) -> None:
+    deep = tmp_path / "package" / "room" / "file.py"
+    deep.parent.mkdir(parents=True)
+    deep.write_text("x = 1")
+    before = sources_digest(tmp_path / "package")
+    deep.write_text("x = 2")
+    assert sources_digest(tmp_path / "package") != before
 
 
 def test_the_second_start_of_a_run_has_the_numbers_of_the_first(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import resolve
-from trainer.log import METRICS, RunLog
+from trainer.log import RunLog
 from trainer.plan import PLAN_VERSION
+from trainer.records import METRICS
 
 OPTIMIZER = {"m.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array([3], np.int32)}
 

@@ -7,7 +7,6 @@ out, and a line that cannot be read is counted.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import yaml
 
 from janus.errors import UserError
 from trainer.config import CONFIG
-from trainer.log import METRICS
+from trainer.records import METRICS, numbers
 
 EVALUATIONS = "eval"
 """Folder of a run's evaluations: `.json` ({"metrics": {part: {name: number}}, "baseline": ...}), `.png`."""
@@ -62,18 +61,6 @@ class History:
     def finished(self) -> bool:
         """Whether the last planned step is recorded. A run without options is taken as it is."""
         return self.planned_steps is None or self.last_step >= self.planned_steps
-
-
-def numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every finite number by its path (`loss_per_task/vqa`), but the step."""
-    found: dict[str, float] = {}
-    for name, value in content.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{path}/")
-        elif type(value) in (int, float) and path != "step" and math.isfinite(value):
-            found[path] = float(value)
-    return found
 
 
 def read_history(folder: Path) -> History:

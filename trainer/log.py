@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from janus.files import write_text
+from trainer.records import METRICS
 from trainer.terminal import LiveProgress
 
 if TYPE_CHECKING:
     from trainer.tensorboard import EventFiles
 
-METRICS = "metrics.jsonl"
 NOTES = ("changed", "edited_shards")
 """Kinds of records that belong to a start, not to a step."""
 

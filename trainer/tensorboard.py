@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import UserError
-from trainer.history import numbers
+from trainer.records import numbers
 
 
 def require_writer() -> None:
