@@ -18,8 +18,8 @@ from bench.results import Figure, from_json, put_into_readme, table, write
 from bench.rows import NAMES, measure
 from bench.session import Session
 from bench.workload import find, prepare
-from janus.config import PRESETS
-from janus.files import write_text
+from janus.common.files import write_text
+from janus.model.config import PRESETS
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 PEERS = ROOT / ".venv-bench" / "bin" / "python"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from janus.config import TextConfig
+from janus.model.config import TextConfig
 from trainer.flops import llama_flops, text_head_flops
 
 

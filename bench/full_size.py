@@ -14,10 +14,10 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from janus.config import PRESETS, JanusConfig
-from janus.folder import ModelFolder
-from trainer.batch import Batch
+from janus.checkpoint.folder import ModelFolder
+from janus.model.config import PRESETS, JanusConfig
 from trainer.config import TrainConfig
+from trainer.stream.batch import Batch
 
 LENGTH, PROMPT = 640, 32  # tokens of the sample, and of what stands before its image
 

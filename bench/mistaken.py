@@ -5,7 +5,7 @@ what differs is a `Case`. bfloat16 has no kernels on CPU: weights are rounded to
 is exactly what a bfloat16 weight would hold, while products and moments stay float32.
 """
 
-# Shapes: N states that predict, V codes; other suffixes: trainer/batch.py.
+# Shapes: N states that predict, V codes; other suffixes: trainer/stream/batch.py.
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from janus.generate.sampling import guide
 from janus.prompts import PromptRow, encode_samples, unconditional
-from janus.sampling import guide
 from janus.tokens import IGNORE, SpecialTokens
 from shards.block import RowBlock
-from trainer.batch import Batch
 from trainer.config import TrainConfig, resolve
-from trainer.data import Feed, StepData, steps_ahead
-from trainer.metrics import mean_scores
+from trainer.evaluate.metrics import mean_scores
 from trainer.options import find_recipe, load_recipe
+from trainer.run.open import Run, open_run
 from trainer.schedule import learning_rate
-from trainer.setup import Run, open_run
+from trainer.stream.batch import Batch
+from trainer.stream.feed import Feed, StepData, steps_ahead
 
 GUIDANCE = 5.0
 LOW_RATE = 1e-5
@@ -250,7 +250,7 @@ class Bench:
         """−log p and accuracy of the held-out codes under guidance, each after the true codes before it."""
         from mindspore import Tensor
 
-        from janus.losses import TaskLoss
+        from janus.model.loss import TaskLoss
 
         loss = TaskLoss(self.model, "t2i")
         nll, hits, tokens = 0.0, 0, 0

@@ -21,7 +21,7 @@ from bench.link import ROOT
 from bench.mistaken import LOW_RATE, Bench, Case, Outcome, mean_scales, rounded, without_first_tokens
 from bench.mistakes_chart import TASKS, draw
 from bench.workload import run as run_command
-from janus.files import write_file, write_text
+from janus.common.files import write_file, write_text
 
 RIGHT, OTHER, FIRST = "right", "right, other samples", "first token untrained"
 EMPTY, MEANS, BFLOAT16 = "empty caption as null prompt", "per-task means", "bfloat16 weights"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus.files import write_text
+from janus.common.files import write_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 

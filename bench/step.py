@@ -187,8 +187,8 @@ def _stepper(side: Side, job: str) -> Callable[[], Any]:
 
 
 def _torch(session: Session) -> Side | None:
-    from janus.config import to_transformers
-    from janus.folder import open_model
+    from janus.checkpoint.folder import open_model
+    from janus.model.config import to_transformers
     from janus.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(session.workload.shards / "tokenizer")

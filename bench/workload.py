@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from bench.link import ROOT
 
 if TYPE_CHECKING:
-    from shards.reader import ShardSet
+    from shards.read import ShardSet
     from trainer.config import TrainConfig
-    from trainer.data import Feed
+    from trainer.stream.feed import Feed
 
 HUB = ROOT.parent / "shared" / "data" / "hub"
 OWN_TOKENIZERS = {size: ROOT.parent / "shared" / "tokenizers" / f"janus-pro-{size}" for size in ("1b", "7b")}
@@ -78,16 +78,16 @@ class Workload:
 
     def open(self) -> ShardSet:
         """The shards."""
-        from shards.reader import ShardSet
+        from shards.read import ShardSet
 
         return ShardSet.open(self.shards)
 
     def feed(self, config: TrainConfig) -> Feed:
         """What a run of this configuration reads."""
-        from janus.folder import open_model
+        from janus.checkpoint.folder import open_model
         from janus.tokens import load_tokenizer
-        from trainer.batch import ImageShape
-        from trainer.data import Feed
+        from trainer.stream.batch import ImageShape
+        from trainer.stream.feed import Feed
 
         tokenizer = load_tokenizer(self.shards / "tokenizer")
         sizes = open_model(self.size, tokenizer.folder).config

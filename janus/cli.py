@@ -24,7 +24,7 @@ def verify(folder: Path, mode: str) -> None:
     DIR holds cases.safetensors, cases.json and the weights in hf-format and deepseek-format (one of them is
     enough). Prints the largest difference of each quantity beside its tolerance; exits 1 if one is beyond.
     """
-    from janus.verify import verify as verify_cases
+    from janus.inspect.verify import verify as verify_cases
 
     failed = 0
     for layout, check in verify_cases(folder, mode):
@@ -65,9 +65,9 @@ def info(
     model: str, rows: int, length: int, answer: int, dtype: str, train_gen_embed: bool, as_json: bool
 ) -> None:
     """Print what MODEL is, and the bytes that training each stage will need. Reads no weights."""
-    from janus.folder import open_model
-    from janus.info import describe, lines
-    from janus.memory import Load
+    from janus.checkpoint.folder import open_model
+    from janus.inspect.info import describe, lines
+    from janus.inspect.memory import Load
 
     description = describe(open_model(model), Load(rows, length, answer, dtype), train_gen_embed)
     for line in [json.dumps(description)] if as_json else lines(description):
@@ -87,9 +87,9 @@ def convert(source: str, target: Path, layout: str, dtype: str) -> None:
     Every tensor that both layouts have stays as it is, bit for bit, unless a dtype is asked for. DeepSeek's
     attn_pool and codebook_used, which no output depends on, are left out.
     """
-    from janus.convert import DTYPES
-    from janus.convert import convert as convert_model
-    from janus.folder import open_model
+    from janus.checkpoint.convert import DTYPES
+    from janus.checkpoint.convert import convert as convert_model
+    from janus.checkpoint.folder import open_model
 
     convert_model(open_model(source), target, layout, DTYPES[dtype])
     click.echo(f"{target}: {layout} layout, {dtype}")
@@ -170,6 +170,6 @@ def generate(model: str, **options: Any) -> None:
 
     Answers go to the standard output. Each picture goes to OUT as a PNG that holds prompt, seed and model.
     """
-    from janus.generate_command import Request, run
+    from janus.generate.command import Request, run
 
     run(model, Request(**options))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 
 TOKENIZER_FILES = (
     "tokenizer.json",

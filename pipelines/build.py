@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from janus.errors import UserError
-from janus.lock import alone
+from janus.common.errors import UserError
+from janus.common.lock import alone
 from pipelines.pool import start_forkserver
 from pipelines.rejects import check_reject_rate, gather_rejects
 from pipelines.stage import require_stage
@@ -21,31 +21,31 @@ _WRITE = ("out", "tokenizer", "format", "keep_images", "validation_fraction", "s
 
 
 def _ingest(options: Options) -> Any:
-    from pipelines.ingest import ingest
+    from pipelines.stages.ingest import ingest
 
     return ingest(options["data"], options["work"], options["sources"])
 
 
 def _tokenize(options: Options) -> Any:
-    from pipelines.tokenize import tokenize
+    from pipelines.stages.tokenize import tokenize
 
     return tokenize(options["work"], options["tokenizer"], options["max_length"], options["workers"])
 
 
 def _images(options: Options) -> Any:
-    from pipelines.images import prepare_images
+    from pipelines.stages.images import prepare_images
 
     return prepare_images(options["work"], options["tokenizer"], options["workers"])
 
 
 def _vq(options: Options) -> Any:
-    from pipelines.vq import encode_images
+    from pipelines.stages.vq import encode_images
 
     return encode_images(options["work"], options["model"])
 
 
 def _write(options: Options) -> Any:
-    from pipelines.write import WriteOptions, write
+    from pipelines.stages.write import WriteOptions, write
 
     return write(options["work"], WriteOptions(**{name: options[name] for name in _WRITE}))
 
@@ -82,9 +82,9 @@ def run_stages(stages: list[str], options: Options) -> None:
 def _run_stages(stages: list[str], options: Options) -> None:
     work: Path = options["work"]
     if "workers" in options:
-        start_forkserver([f"pipelines.{stage}" for stage in stages if stage in POOLED])
+        start_forkserver([f"pipelines.stages.{stage}" for stage in stages if stage in POOLED])
     if "model" in options:
-        from janus.folder import open_model
+        from janus.checkpoint.folder import open_model
 
         open_model(options["model"])  # a misspelt one is told before the first stage, not the fourth
     for stage in stages:

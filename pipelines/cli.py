@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipelines.recipe import load_recipe
+from pipelines.sources import load_recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -176,7 +176,7 @@ def vq(roundtrip: int | None, roundtrip_out: Path | None, **options: Any) -> Non
     """
     _run(["vq"], options)
     if roundtrip:
-        from pipelines.roundtrip import write_roundtrip
+        from pipelines.stages.roundtrip import write_roundtrip
 
         work = options["work"]
         write_roundtrip(work, options["model"], roundtrip, roundtrip_out or work / "roundtrip.png")

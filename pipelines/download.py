@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from janus.errors import UserError
-from pipelines.recipe import Source, chosen_sources, read_revisions, write_revision
+from janus.common.errors import UserError
+from pipelines.sources import Source, chosen_sources, read_revisions, write_revision
 
 TIMEOUT = 10.0
 """Seconds until the hub is taken to be out of reach."""

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 import click
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 
 
 class Rows(Protocol):

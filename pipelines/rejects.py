@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from janus.errors import UserError
-from janus.files import write_file
+from janus.common.errors import UserError
+from janus.common.files import write_file
 from pipelines.stage import STAGES
 from pipelines.tables import REJECT_SCHEMA, read_table, write_table
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 
 CODE_VERSION = 2
 """Raised whenever a stage comes to give other content from the same inputs."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 
 if TYPE_CHECKING:  # Arrow, polars and rich load only for the command that needs them
     import polars as pl
     from rich.table import Table
 
     from shards.manifest import Manifest
-    from shards.reader import ShardSet
+    from shards.read import ShardSet
     from shards.schema import Sample
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -43,8 +43,8 @@ def inspect(folder: Path, length: int) -> None:
     """
     from rich.console import Console
 
-    from shards.reader import ShardSet
-    from shards.summary import row_table, summarize, vq_summary
+    from shards.preview.summary import row_table, summarize, vq_summary
+    from shards.read import ShardSet
 
     shards = ShardSet.open(folder)
     manifest = shards.manifest
@@ -67,8 +67,8 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     from tokenizers import Tokenizer
 
     from shards.manifest import TOKENIZER
-    from shards.marks import marked_pieces
-    from shards.reader import ShardSet
+    from shards.preview.marks import marked_pieces
+    from shards.read import ShardSet
 
     shards = ShardSet.open(folder)
     sample = _find(shards, sample_id)
@@ -109,8 +109,8 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int, ope
 
     Counts, token lengths, rejects, and a gallery of samples; one file that needs no network.
     """
-    from janus.page import open_page
-    from shards.preview import write_preview
+    from janus.common.page import open_page
+    from shards.preview.page import write_preview
 
     page = out or folder / "preview.html"
     shown, rows = write_preview(folder, page, model, samples)
@@ -128,7 +128,7 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 
     Every file and every row; each one that is not as written is named.
     """
-    from shards.reader import verify_folder
+    from shards.read import verify_folder
 
     problems = verify_folder(folder, workers)
     if leaks and not problems:

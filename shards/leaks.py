@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.manifest import PICTURES, hash_file
-from shards.reader import ShardSet
+from shards.read import ShardSet
 from shards.similar import HASH_BYTES, near_pairs
 
 PICTURE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("picture_hash", pa.binary(HASH_BYTES))])

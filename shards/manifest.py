@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from janus.errors import UserError
-from janus.files import write_text
+from janus.common.errors import UserError
+from janus.common.files import write_text
 from shards.schema import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ class Manifest:
     format: arrow or webdataset. tokenizer: at least {"sha256": of tokenizer/tokenizer.json}.
     preprocessing: at least {"image_size": 384}; "pictures_sha256": of PICTURES, where there is one.
     recipe: what the shards were built from.
-    vq: {"encoder_sha256", "weights": a key of janus.config.VQ_WEIGHTS}; None without image_tokens.
+    vq: {"encoder_sha256", "weights": a key of janus.model.config.VQ_WEIGHTS}; None without image_tokens.
     """
 
     format: str

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from shards.manifest import TOKENIZER, Manifest, ShardEntry, SourceCounts, hash_file, write_manifest
 from shards.schema import CONTENT_SCHEMA
-from shards.writer import SHARD_BYTES, write_shards
+from shards.write import SHARD_BYTES, write_shards
 
 SOURCES = {"text": "pubmedqa", "vqa": "medical-vqa", "t2i": "roco"}
 

@@ -18,7 +18,7 @@ from bench.results import Figure, at_least, at_most
 from bench.rows import MEASUREMENTS, NAMES
 from bench.sides.readers import batches
 from bench.workload import write_larger
-from janus.config import PRESETS
+from janus.model.config import PRESETS
 from pipelines.cli import main as pipelines
 
 SESSION = {"machine": "2 × core", "command": "python -m bench", "date": "2030-01-01"}

@@ -18,12 +18,12 @@ from click.testing import CliRunner
 from paths import GOLDEN, ROOT, TOKENIZERS, needs_shared
 from trainer_shards import CONFIG, make_model
 
+from janus.checkpoint.folder import open_model
+from janus.checkpoint.tensors import StoredTensor, TensorToSave, open_safetensors, save_safetensors
+from janus.checkpoint.torchfile import open_torch
+from janus.checkpoint.torchfile_write import save_torch
 from janus.cli import main
-from janus.errors import UserError
-from janus.folder import open_model
-from janus.tensorfile import StoredTensor, TensorToSave, open_safetensors, save_safetensors
-from janus.torchfile import open_torch
-from janus.torchfile_write import save_torch
+from janus.common.errors import UserError
 
 
 def _run(*arguments: object, code: int = 0) -> str:
@@ -356,10 +356,10 @@ import resource
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from janus.config import PRESETS, TextConfig, to_transformers
-from janus.folder import open_model, write_json
-from janus.model import parameter_shapes
-from janus.tensorfile import TensorToSave, save_safetensors
+from janus.model.config import PRESETS, TextConfig, to_transformers
+from janus.checkpoint.folder import open_model, write_json
+from janus.model.janus import parameter_shapes
+from janus.checkpoint.tensors import TensorToSave, save_safetensors
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

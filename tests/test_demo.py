@@ -11,10 +11,10 @@ import pytest
 from shard_factory import make_batch, make_row
 
 from bench.demo import CHANCES, LOSS_LEFT, SHARES, figures, held_out, judge, prove
-from janus.pictures import save_picture
+from janus.generate.pictures import save_picture
 from pipelines.sample.scenes import Scene, shuffled_scenes
-from shards.writer import write_shards
-from trainer.history import read_history
+from shards.write import write_shards
+from trainer.report.history import read_history
 
 SCENES = shuffled_scenes(0)[:12]
 

@@ -15,14 +15,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, word_tokenizer
 
-from janus.folder import open_model
-from janus.losses import TaskLoss
+from janus.checkpoint.folder import open_model
+from janus.model.loss import TaskLoss
 from janus.prompts import PromptRow, encode_samples
-from shards.reader import ShardSet
-from trainer.batch import ImageShape, shape_for
+from shards.read import ShardSet
 from trainer.cli import main
-from trainer.collate import collate
-from trainer.metrics import (
+from trainer.evaluate.metrics import (
     answer_metrics,
     commonest,
     decision_metrics,
@@ -31,6 +29,8 @@ from trainer.metrics import (
     normalise,
     token_f1,
 )
+from trainer.stream.batch import ImageShape, shape_for
+from trainer.stream.collate import collate
 
 IMAGE = ImageShape(SIDE, TOKENS, CONFIG.vq.num_embeddings)
 TEST_ROWS = 5

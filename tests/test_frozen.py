@@ -24,7 +24,7 @@ from trainer_shards import make_model, make_trainable, realistic_lengths
 
 from pipelines.cli import main as pipelines_main
 from trainer.cli import main as trainer_main
-from trainer.plan import Plan
+from trainer.stream.plan import Plan
 
 FROZEN = Path(__file__).with_name("frozen.json")
 

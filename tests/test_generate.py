@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from trainer_shards import SIDE, TOKENS, make_model, word_tokenizer
 
+from janus.checkpoint.folder import open_model
 from janus.cli import main
-from janus.folder import open_model
-from janus.generate import Generator, Prompt, Sampling
-from janus.losses import TaskLoss
+from janus.generate.generate import Generator, Prompt, Sampling
+from janus.generate.sampling import choose, guide, uniforms
+from janus.model.loss import TaskLoss
 from janus.prompts import PromptRow, before_answer, encode_samples, unconditional
-from janus.sampling import choose, guide, uniforms
 from janus.tokens import load_tokenizer
 
 LENGTHS = (3, 1, 6)  # words of the prompts: they share batches

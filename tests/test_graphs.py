@@ -18,8 +18,8 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.graph.api import ms_compile_cache
 from trainer_shards import make_model, make_trainable
 
-from janus.config import PRESETS
-from janus.graphs import KEPT_SECONDS, Graphs, graph_folder, sources_digest
+from janus.common.graph_cache import KEPT_SECONDS, Graphs, graph_folder, sources_digest
+from janus.model.config import PRESETS
 from trainer.config import FIELDS, TrainConfig
 from trainer.graph_key import NOT_IN_A_GRAPH, graph_facts
 

@@ -12,7 +12,7 @@ from paths import GOLDEN, HUB, needs_shared
 from PIL import Image
 from safetensors.numpy import load_file
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_generation, prepare_understanding
 
 FOLDER = GOLDEN / "preprocessing"

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from paths import GOLDEN, ROOT, SHARED, needs_shared
 
 from janus.cli import main
-from janus.config import PRESETS, JanusConfig, TextConfig, VisionConfig, VQConfig
-from janus.memory import Load, activations, stage_bytes
-from janus.model import PARTS, parameter_shapes, part_of
-from janus.stages import trained_parts
+from janus.inspect.memory import Load, activations, stage_bytes
+from janus.model.config import PRESETS, JanusConfig, TextConfig, VisionConfig, VQConfig
+from janus.model.janus import PARTS, parameter_shapes, part_of
+from janus.model.stages import trained_parts
 
 TOY = JanusConfig(
     TextConfig(hidden_size=8, num_layers=3, num_heads=2, intermediate_size=5, vocab_size=11),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from paths import SHARED, needs_shared
 
-from janus.config import PRESETS, from_transformers
-from janus.deepseek import UNUSED, from_deepseek, to_deepseek
-from janus.errors import UserError
-from janus.layouts import deepseek_name
-from janus.model import parameter_shapes
-from janus.tensorfile import StoredTensor
+from janus.checkpoint.deepseek import UNUSED, from_deepseek, to_deepseek
+from janus.checkpoint.layouts import deepseek_name
+from janus.checkpoint.tensors import StoredTensor
+from janus.common.errors import UserError
+from janus.model.config import PRESETS, from_transformers
+from janus.model.janus import parameter_shapes
 
 
 def _deepseek_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

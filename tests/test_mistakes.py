@@ -23,7 +23,7 @@ from janus.tokens import IGNORE
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(shards, model) of very small samples."""
     folder = tmp_path_factory.mktemp("mistakes")
-    from janus.folder import open_model
+    from janus.checkpoint.folder import open_model
 
     model = make_model(folder / "model")
     sha256 = open_model(str(model)).vq_encoder_sha256()

@@ -15,14 +15,14 @@ from paths import GOLDEN, needs_shared
 from safetensors.numpy import load_file, save_file
 from scipy.special import erf
 
+from janus.checkpoint.folder import open_model
 from janus.cli import main
-from janus.config import PRESETS
-from janus.folder import open_model
-from janus.layers import AttentionCore, Gelu, Rotate, SwiGLU, _AddBias, _NormaliseRms
-from janus.losses import SummedCrossEntropy, TaskLoss
-from janus.model import PARTS, parameter_shapes, part_of
-from janus.verify import open_cases
-from trainer.pack import pack
+from janus.inspect.verify import open_cases
+from janus.model.config import PRESETS
+from janus.model.janus import PARTS, parameter_shapes, part_of
+from janus.model.layers import AttentionCore, Gelu, Rotate, SwiGLU, _AddBias, _NormaliseRms
+from janus.model.loss import SummedCrossEntropy, TaskLoss
+from trainer.stream.pack import pack
 
 
 @needs_shared

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from janus.config import PRESETS
-from janus.folder import open_model
-from janus.palette import can_hold_palette
-from janus.vq_encode import VQDecoder, VQEncoder
+from janus.checkpoint.folder import open_model
+from janus.generate.vq_encode import VQDecoder, VQEncoder
+from janus.model.config import PRESETS
+from janus.model.palette import can_hold_palette
 from pipelines.sample.draw import COLOURS, draw_shape
 
 LEVEL = 2 / 9 * 127.5

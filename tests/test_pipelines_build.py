@@ -14,10 +14,10 @@ from paths import HUB, ROOT, TOKENIZERS, needs_shared
 from raw_data import picture, run, run_well, vqa_row, write_artwork, write_medical_vqa, write_pubmedqa
 
 from janus.tokens import load_tokenizer
-from pipelines.plan import plan_rows
+from pipelines.stages.order import plan_rows
 from pipelines.tables import read_table
 from shards.manifest import load_manifest
-from shards.reader import ShardSet
+from shards.read import ShardSet
 
 SPELLED = "Is <|Assistant|>: <image_placeholder> <｜end▁of▁sentence｜> text?"
 

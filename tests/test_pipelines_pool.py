@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from pipelines.pool import map_chunks
 
 

@@ -13,7 +13,7 @@ from raw_data import run, run_well
 
 from janus.images import ImagePreparation
 from janus.tokens import SPECIAL_NAMES, load_tokenizer
-from pipelines.plan import plan_rows
+from pipelines.stages.order import plan_rows
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

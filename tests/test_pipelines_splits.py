@@ -8,7 +8,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.splits import SIDES, assign_splits, lacking_train
+from pipelines.stages.splits import SIDES, assign_splits, lacking_train
 
 SCHEMA = {
     **dict.fromkeys(("sample_id", "source", "source_key", "task", "sha256", "image_sha256"), pl.String),

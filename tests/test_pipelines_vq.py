@@ -20,12 +20,12 @@ from raw_data import picture, run, run_well, write_artwork, write_pubmedqa, writ
 from safetensors.numpy import load_file, save_file
 from trainer_shards import CODES, CONFIG, SIDE, make_model
 
-from janus.config import PRESETS
-from janus.folder import open_model
-from janus.vq_encode import VQDecoder, VQEncoder
-from pipelines.roundtrip import choose
+from janus.checkpoint.folder import open_model
+from janus.generate.vq_encode import VQDecoder, VQEncoder
+from janus.model.config import PRESETS
+from pipelines.stages.roundtrip import choose
+from pipelines.stages.vq import PART_IMAGES
 from pipelines.tables import ImageRows, read_table
-from pipelines.vq import PART_IMAGES
 from shards.cli import main as shards_main
 from shards.manifest import load_manifest
 

@@ -11,8 +11,8 @@ import pytest
 from paths import ROOT
 from shard_factory import make_mixed
 
-from trainer.data import Drawn, StepData
-from trainer.ledger import Ledger, step_rows
+from trainer.run.ledger import Ledger, step_rows
+from trainer.stream.feed import Drawn, StepData
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 from shard_factory import make_batch, make_folder, make_mixed, make_row
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from shards.manifest import MANIFEST, TOKENIZER, load_manifest
-from shards.reader import ShardSet, verify_folder
-from shards.writer import publish
+from shards.read import ShardSet, verify_folder
+from shards.write import publish
 
 SIZE = 8
 FORMATS = {"arrow": ".arrow", "webdataset": ".tar"}

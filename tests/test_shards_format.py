@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from shard_factory import finish_folder, make_batch, make_folder, make_mixed, make_row
 
 from shards.block import row_hashes
-from shards.reader import ShardSet
+from shards.read import ShardSet
 from shards.schema import CONTENT_SCHEMA, SCHEMA, content_hash
-from shards.writer import BATCH_ROWS, write_shards
+from shards.write import BATCH_ROWS, write_shards
 
 SIZE = 8
 FORMATS = ("arrow", "webdataset")

@@ -25,12 +25,12 @@ from PIL import Image
 from shard_factory import SOURCES, finish_folder, make_batch, make_folder, make_mixed, make_row
 from trainer_shards import make_model, make_trainable
 
-from janus.page import picture_uri
+from janus.common.page import picture_uri
 from shards.cli import main
-from shards.gallery import allot, choose
 from shards.manifest import SourceCounts, hash_file, load_manifest, write_manifest
-from shards.preview import histogram
-from shards.writer import write_shards
+from shards.preview.gallery import allot, choose
+from shards.preview.page import histogram
+from shards.write import write_shards
 
 SIZE = 8
 HOSTILE = (

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus.errors import UserError
-from janus.tensorfile import DTYPES, TensorToSave
-from janus.torchfile import open_torch
-from janus.torchfile_write import save_torch
+from janus.checkpoint.tensors import DTYPES, TensorToSave
+from janus.checkpoint.torchfile import open_torch
+from janus.checkpoint.torchfile_write import save_torch
+from janus.common.errors import UserError
 
 
 def _write(path: Path, pickled: bytes, storages: dict[str, bytes], **members: Any) -> Path:

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_shards import WORDS, block_of, realistic_lengths, word_tokenizer
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE
 from shards.schema import Sample
-from trainer.batch import Batch, BatchShape, ImageShape, shape_for
-from trainer.collate import collate, without_prompts
-from trainer.mix import cut
-from trainer.pack import cheapest_rows, fullest_row, pack
-from trainer.plan import Plan
+from trainer.stream.batch import Batch, BatchShape, ImageShape, shape_for
+from trainer.stream.collate import collate, without_prompts
+from trainer.stream.mix import cut
+from trainer.stream.pack import cheapest_rows, fullest_row, pack
+from trainer.stream.plan import Plan
 
 SIDE, TOKENS, CODES = 8, 4, 50
 IMAGE = ImageShape(SIDE, TOKENS, CODES)

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from janus.errors import UserError
-from trainer.checkpoint import (
+from janus.common.errors import UserError
+from trainer.config import resolve
+from trainer.report.log import RunLog
+from trainer.report.records import METRICS
+from trainer.run.checkpoint import (
     SHAPES,
     RunState,
     begun_shapes,
@@ -21,10 +24,7 @@ from trainer.checkpoint import (
     resumed_state,
     save_checkpoint,
 )
-from trainer.config import resolve
-from trainer.log import RunLog
-from trainer.plan import PLAN_VERSION
-from trainer.records import METRICS
+from trainer.stream.plan import PLAN_VERSION
 
 OPTIMIZER = {"m.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array([3], np.int32)}
 
@@ -159,7 +159,7 @@ def test_a_change_that_is_accepted_is_noted_and_one_that_is_none_refused(tmp_pat
 def test_a_run_of_an_older_plan_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _save(tmp_path, 1)
     checkpoint = newest_checkpoint(tmp_path, pytest.fail)
-    monkeypatch.setattr("trainer.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
+    monkeypatch.setattr("trainer.run.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
     with pytest.raises(UserError, match=f"plan_version was {PLAN_VERSION}, now {PLAN_VERSION + 1}"):
         resumed_state(checkpoint, fingerprint(resolve({}), "s"), ())
 

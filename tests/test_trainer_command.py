@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable
 
-from janus.folder import open_model
-from janus.model import PARTS, part_of
+from janus.checkpoint.folder import open_model
+from janus.model.janus import PARTS, part_of
 from trainer.cli import main
 from trainer.config import resolve
 from trainer.options import load_recipe

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from janus.errors import UserError
-from janus.model import PARTS
-from janus.stages import trained_parts
+from janus.common.errors import UserError
+from janus.model.janus import PARTS
+from janus.model.stages import trained_parts
 from trainer.cli import main
 from trainer.config import FIELDS, resolve
 from trainer.options import RECIPES, find_recipe, load_recipe

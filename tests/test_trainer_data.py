@@ -12,16 +12,16 @@ import pytest
 from shard_factory import make_batch
 from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, trainable_row
 
-from janus.errors import UserError
-from janus.folder import open_model
+from janus.checkpoint.folder import open_model
+from janus.common.errors import UserError
 from janus.tokens import load_tokenizer
 from shards.manifest import load_manifest, write_manifest
-from shards.reader import ShardSet
-from shards.writer import write_shards
-from trainer.batch import ROUND_TO, Batch, ImageShape
+from shards.read import ShardSet
+from shards.write import write_shards
 from trainer.config import resolve
-from trainer.data import BLOCKS_AHEAD, Feed, steps_ahead
-from trainer.setup import check_model, open_run, open_shards
+from trainer.run.open import check_model, open_run, open_shards
+from trainer.stream.batch import ROUND_TO, Batch, ImageShape
+from trainer.stream.feed import BLOCKS_AHEAD, Feed, steps_ahead
 
 TRAIN = {"vqa": 7, "text": 6, "t2i": 6}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bench.flops import text_step_flops
-from janus.config import JanusConfig, TextConfig, VisionConfig, VQConfig
-from janus.stages import trained_parts
-from trainer.batch import Batch
+from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
+from janus.model.stages import trained_parts
 from trainer.flops import batch_flops
-from trainer.meters import peak_memory, step_time
+from trainer.report.meters import peak_memory, step_time
+from trainer.stream.batch import Batch
 
 CONFIG = JanusConfig(
     TextConfig(hidden_size=4, num_layers=3, num_heads=1, intermediate_size=6, vocab_size=10),

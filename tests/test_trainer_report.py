@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pages import Page, check_alone
 from PIL import Image
 
-from trainer.charts import DARK, LIGHT, Chart, Line, draw, smooth
 from trainer.cli import main
 from trainer.config import resolve
-from trainer.history import numbers
+from trainer.report.charts import DARK, LIGHT, Chart, Line, draw, smooth
+from trainer.report.history import numbers
 
 TASKS = ("vqa", "text", "t2i")
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)> $\\frac{$ _"

@@ -12,14 +12,14 @@ import numpy as np
 from shard_factory import SOURCES, make_batch, make_row
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from janus.config import JanusConfig, TextConfig, VisionConfig, VQConfig
-from janus.folder import ModelFolder
+from janus.checkpoint.folder import ModelFolder
+from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
 from shards.block import RowBlock
 from shards.manifest import Manifest, SourceCounts, hash_file, write_manifest
 from shards.schema import FIELDS, Fields, Sample
-from shards.writer import write_shards
+from shards.write import write_shards
 
 WORDS = [f"w{i}" for i in range(20)]
 SIDE, TOKENS, CODES = 64, 16, 48

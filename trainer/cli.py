@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from trainer.config import CONFIG, resolve
 from trainer.options import GroupedCommand, add_options, find_recipe, load_recipe
-from trainer.signals import StopSignals
+from trainer.run.signals import StopSignals
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,7 +57,7 @@ def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **options
     if accepted and not resume:
         raise UserError("--resume-with: is for --resume")
     with StopSignals() as stop:
-        from trainer.loop import train as run
+        from trainer.train import train as run
 
         run(config, stop, resume, accepted)
     raise SystemExit(stop.exit_code)
@@ -77,7 +77,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     Loss per task with validation, learning rate, gradient norm, rates, padding, waiting, memory. A run
     that is still going is shown as far as it came; several are laid over each other.
     """
-    from trainer.report import progress_line, write_report
+    from trainer.report.page import progress_line, write_report
 
     page = write_report(runs, out)
     for line in filter(None, map(progress_line, runs)):
@@ -140,8 +140,8 @@ def evaluate(out: Path, model: str | None, shards: Path | None, **options: Any) 
 
     Writes OUT/eval/SPLIT.json, SPLIT.arrow (a row for each sample) and SPLIT-pictures.png.
     """
-    from trainer.evaluate import EvalConfig
-    from trainer.evaluate import evaluate as run
-    from trainer.run import evaluated
+    from trainer.evaluate.run import EvalConfig
+    from trainer.evaluate.run import evaluate as run
+    from trainer.run.folder import evaluated
 
     run(EvalConfig(out, *evaluated(out, model, shards), **options))

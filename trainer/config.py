@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from trainer import values
-from trainer.mix import TASK_ORDER, counts_per_step, default_batch_size, step_ratio
 from trainer.stages import STAGES
+from trainer.stream.mix import TASK_ORDER, counts_per_step, default_batch_size, step_ratio
 from trainer.values import Kind
 
 CONFIG = "config.yaml"

@@ -23,8 +23,8 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from janus.config import JanusConfig, TextConfig, VisionConfig
-from trainer.batch import Batch
+from janus.model.config import JanusConfig, TextConfig, VisionConfig
+from trainer.stream.batch import Batch
 
 
 def llama_flops(config: TextConfig, slots: int, spans: Iterable[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from janus.config import JanusConfig
+from janus.model.config import JanusConfig
 from trainer.config import TrainConfig
 
 NOT_IN_A_GRAPH = {

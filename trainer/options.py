@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from trainer.config import FIELDS
 
 RECIPES = Path(__file__).parent / "recipes"

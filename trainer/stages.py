@@ -1,7 +1,7 @@
 """The report's numbers for Janus-Pro's three stages (technical report, table 2).
 
 They are defaults only: a recipe or the command line may replace any of them. What a stage trains is fixed,
-and stands in `janus/stages.py`.
+and stands in `janus/model/stages.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The first of the two measures the summed gradients; the host reads its four numb
 second applies them (clipping, AdamW) or they are thrown away.
 """
 
-# Shapes: see trainer/batch.py for a batch's arrays.
+# Shapes: see trainer/stream/batch.py for a batch's arrays.
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from janus.graphs import Graphs, graph_folder
-from janus.losses import TaskLoss
-from janus.model import PARTS, part_of
-from janus.scoring import TokenScores
-from janus.stages import trained_parts
-from trainer.batch import Batch
+from janus.common.graph_cache import Graphs, graph_folder
+from janus.model.janus import PARTS, part_of
+from janus.model.loss import TaskLoss
+from janus.model.scoring import TokenScores
+from janus.model.stages import trained_parts
+from trainer.evaluate.metrics import Score
 from trainer.flops import batch_flops
 from trainer.graph_key import graph_facts
-from trainer.metrics import Score
+from trainer.stream.batch import Batch
 
 if TYPE_CHECKING:
-    from janus.model import Janus
+    from janus.model.janus import Janus
     from trainer.config import TrainConfig
 
 GRAD_NORM = 3

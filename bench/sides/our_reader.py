@@ -17,7 +17,7 @@ BATCH, STEPS = 8, 2000
 
 def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:
     """Opened; `about` holds what that took, in seconds and in MB of memory."""
-    from trainer.data import steps_ahead
+    from trainer.stream.feed import steps_ahead
 
     folder, task = arguments
     workload = Workload(Path(folder))

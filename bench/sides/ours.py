@@ -23,7 +23,7 @@ class Ours:
     """A trainer that takes steps when told to."""
 
     def __init__(self, workload: Workload, task: str, counts: dict[str, int]) -> None:
-        from janus.folder import open_model
+        from janus.checkpoint.folder import open_model
         from trainer.step import TrainStep
 
         options: dict[str, Any] = {"device": "CPU"}
@@ -39,7 +39,7 @@ class Ours:
 
     def train(self, first: int, last: int) -> dict[str, float]:
         """Steps `first` to `last` as a run takes them: seconds, and those waited for data after the first."""
-        from trainer.data import steps_ahead
+        from trainer.stream.feed import steps_ahead
 
         waits, began = [], time.perf_counter()
         for _, data, waited in steps_ahead(self.feed, first, last):

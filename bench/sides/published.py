@@ -25,7 +25,7 @@ class Published:
     """A trainer of that shape that takes steps when told to."""
 
     def __init__(self, workload: Workload, counts: dict[str, int]) -> None:
-        from janus.folder import open_model
+        from janus.checkpoint.folder import open_model
         from janus.tokens import load_tokenizer
         from pipelines.tables import ImageRows
         from trainer.step import TrainStep
@@ -52,7 +52,7 @@ class Published:
 
     def mixed(self, step: int) -> float:
         """Seconds of one optimizer step, pictures encoded within."""
-        from trainer.collate import collate
+        from trainer.stream.collate import collate
 
         work = []
         for task, draw in self.feed.plan.step(step).items():  # the samples that our own trainer takes

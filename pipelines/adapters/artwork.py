@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from pipelines.adapters.common import (
     IMAGE_READ_ROWS,
     all_files,

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from pipelines.tables import RAW_SCHEMA
 
 MAX_PICTURE = 1 << 29

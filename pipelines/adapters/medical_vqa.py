@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from pipelines.adapters.common import (
     IMAGE_READ_ROWS,
     all_files,

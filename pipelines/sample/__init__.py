@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
-from janus.errors import UserError
-from pipelines.recipe import load_recipe, read_revisions, write_revision
+from janus.common.errors import UserError
 from pipelines.sample.captions import write_artwork, write_roco
 from pipelines.sample.facts import write_pubmedqa
 from pipelines.sample.questions import write_medical_vqa
 from pipelines.sample.tokenizer import write_tokenizer
+from pipelines.sources import load_recipe, read_revisions, write_revision
 
 VERSION = 3
 """Raised whenever the same seed comes to give other data."""

@@ -14,7 +14,7 @@ from shard_factory import make_batch
 from trainer_shards import trainable_row
 
 from shards.manifest import TOKENIZER, load_manifest, write_manifest
-from shards.writer import write_shards
+from shards.write import write_shards
 from trainer.cli import main
 
 SHARD = "train/text-00000.arrow"

@@ -20,7 +20,7 @@ from PIL import Image
 from raw_data import picture, run_well, vqa_row, write_medical_vqa, write_pubmedqa
 
 from pipelines.tables import read_table
-from shards.reader import verify_folder
+from shards.read import verify_folder
 
 KILLS = 12
 OUT_OF_MEMORY = 300 << 20

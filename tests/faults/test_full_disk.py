@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from mindspore import Tensor
 from runs import finish, left_behind, make_work, start
 
-from janus.errors import UserError
-from trainer.checkpoint import RunState, newest_checkpoint, save_checkpoint
+from janus.common.errors import UserError
 from trainer.cli import main
+from trainer.run.checkpoint import RunState, newest_checkpoint, save_checkpoint
 
 STEPS = 12
 

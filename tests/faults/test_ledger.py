@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 from trainer_shards import CODES, SIDE, TOKENS, make_trainable
 
-from janus.errors import UserError
+from janus.common.errors import UserError
 from janus.tokens import load_tokenizer
-from shards.reader import ShardSet
-from trainer.batch import ImageShape
+from shards.read import ShardSet
 from trainer.config import resolve
-from trainer.data import Feed
-from trainer.ledger import Ledger, step_rows
-from trainer.plan import Plan
+from trainer.run.ledger import Ledger, step_rows
+from trainer.stream.batch import ImageShape
+from trainer.stream.feed import Feed
+from trainer.stream.plan import Plan
 
 TRAIN = {"vqa": 17, "text": 5, "t2i": 13}
 COUNTS = {"vqa": 5, "text": 1, "t2i": 4}

@@ -11,11 +11,11 @@ from runs import make_work, records
 from trainer_shards import CODES, SIDE, TOKENS
 
 from janus.tokens import load_tokenizer
-from shards.reader import ShardSet
-from trainer.batch import ImageShape
+from shards.read import ShardSet
 from trainer.cli import main
 from trainer.config import resolve
-from trainer.data import Feed
+from trainer.stream.batch import ImageShape
+from trainer.stream.feed import Feed
 
 GIVEN = {"task": "text", "batch_size": 2, "eval_samples": 0}
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from runs import left_behind, make_work, records
 from safetensors.numpy import load_file, save_file
 
-from shards.reader import ShardSet
+from shards.read import ShardSet
 from trainer.cli import main
 
 STEPS = 6

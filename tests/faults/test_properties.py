@@ -16,11 +16,11 @@ from trainer_shards import CODES, SIDE, TOKENS, trainable_row, word_tokenizer
 
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE, SPECIAL_NAMES, JanusTokenizer, load_tokenizer
-from shards.reader import ShardSet, TaskRows
-from trainer.batch import BatchShape, ImageShape, shape_for
-from trainer.collate import collate
-from trainer.pack import fullest_row
-from trainer.plan import Plan, deal, random_words
+from shards.read import ShardSet, TaskRows
+from trainer.stream.batch import BatchShape, ImageShape, shape_for
+from trainer.stream.collate import collate
+from trainer.stream.pack import fullest_row
+from trainer.stream.plan import Plan, deal, random_words
 
 SPELLINGS = [*SPECIAL_NAMES.values(), "<image>", "<|System|>", "<|endoftext|>", "</s>", "[PAD]", "<0x00>"]
 PIECES = st.one_of(

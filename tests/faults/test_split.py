@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from trainer_shards import CODES, SIDE, TOKENS, block_of, make_model, make_trainable
 
-from janus.folder import open_model
-from janus.losses import TaskLoss
-from janus.model import Janus
+from janus.checkpoint.folder import open_model
+from janus.model.janus import Janus
+from janus.model.loss import TaskLoss
 from janus.tokens import load_tokenizer
-from shards.reader import ShardSet
+from shards.read import ShardSet
 from shards.schema import Sample
-from trainer.batch import Batch, ImageShape, shape_for
-from trainer.collate import collate
 from trainer.step import _tensors
+from trainer.stream.batch import Batch, ImageShape, shape_for
+from trainer.stream.collate import collate
 
 
 @pytest.fixture(scope="module")

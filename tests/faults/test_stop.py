@@ -110,7 +110,7 @@ def test_no_thread_starts_before_signals_are_blocked() -> None:
 
 BUSY = """
 import hashlib, sys
-from trainer.signals import StopSignals
+from trainer.run.signals import StopSignals
 with StopSignals() as stop:
     if sys.argv[1] == "stepping":
         stop.save_first()

@@ -13,14 +13,14 @@ from paths import ROOT
 from raw_data import run, run_well, write_pubmedqa
 from runs import finish, left_behind, make_work, start, steps_seen
 
-from janus.errors import UserError
-from janus.lock import alone
+from janus.common.errors import UserError
+from janus.common.lock import alone
 from trainer.cli import main
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from janus.lock import alone
+from janus.common.lock import alone
 with alone(Path(sys.argv[1]), "taken"):
     print("held", flush=True)
     time.sleep(600)

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # helpers of th
 
 from paths import GOLDEN, needs_shared  # noqa: E402
 
-from janus.folder import open_model  # noqa: E402
-from janus.generate import Generator, Prompt, Sampling  # noqa: E402
-from janus.sampling import uniforms  # noqa: E402
+from janus.checkpoint.folder import open_model  # noqa: E402
+from janus.generate.generate import Generator, Prompt, Sampling  # noqa: E402
+from janus.generate.sampling import uniforms  # noqa: E402
+from janus.inspect.verify import open_cases  # noqa: E402
 from janus.tokens import SpecialTokens  # noqa: E402
-from janus.verify import open_cases  # noqa: E402
 
 pytestmark = needs_shared
 

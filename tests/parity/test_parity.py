@@ -20,11 +20,11 @@ from click.testing import CliRunner  # noqa: E402
 from paths import GOLDEN, needs_shared  # noqa: E402
 from trainer_shards import CONFIG, make_model, write_tokenizer  # noqa: E402
 
+from janus.checkpoint.folder import ModelFolder, open_model  # noqa: E402
+from janus.checkpoint.torchfile import open_torch  # noqa: E402
 from janus.cli import main  # noqa: E402
-from janus.folder import ModelFolder, open_model  # noqa: E402
-from janus.losses import TaskLoss  # noqa: E402
+from janus.model.loss import TaskLoss  # noqa: E402
 from janus.tokens import JanusTokenizer  # noqa: E402
-from janus.torchfile import open_torch  # noqa: E402
 
 ROWS, LENGTH, BEFORE = 2, 40, 9
 TOLERANCE = 1e-4
@@ -139,7 +139,7 @@ def test_we_read_what_torch_writes(tmp_path: Path) -> None:
 
 
 def test_what_torch_writes_otherwise_is_refused(tmp_path: Path) -> None:
-    from janus.errors import UserError
+    from janus.common.errors import UserError
 
     path = tmp_path / "w.bin"
     torch.save({"w": torch.ones(2, 3).T}, path)

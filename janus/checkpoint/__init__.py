@@ -1,0 +1,1 @@
+"""Checkpoints of both layouts: found, opened, converted, written."""

@@ -1,0 +1,209 @@
+"""A model as a user names it: a preset, or a folder with a tokenizer and perhaps weights.
+
+Everything that asks "which network, which weights, which tokenizer?" asks here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from janus.checkpoint.hub import download, is_hub_id
+from janus.checkpoint.open import Checkpoint, find_weights, open_checkpoint
+from janus.checkpoint.tensors import TensorToSave, save_safetensors
+from janus.common.errors import UserError
+from janus.images import ImagePreparation
+from janus.model.config import PRESETS, JanusConfig, VQConfig, to_transformers
+from janus.model.palette import can_hold_palette, palette_source
+from janus.tokens import TOKENIZER_FILES, JanusTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, nn
+
+    from janus.model.janus import Janus
+    from janus.model.vq import VQ
+    from janus.model.weights import Source
+
+INIT_SEED = 0
+"""Weights made for want of a checkpoint are always the same: shards hold codes of the same random VQ."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A network, and where its weights come from: `checkpoint`, or `INIT_SEED` where there is none."""
+
+    name: str  # as the user gave it
+    config: JanusConfig
+    checkpoint: Checkpoint | None = None
+    path: Path | None = None  # the folder on disk; None for a preset
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a checkpoint behind it."""
+        return self.checkpoint is not None
+
+    @property
+    def vq_weights(self) -> str:
+        """Where the image tokenizer's values come from, a key of janus.model.config.VQ_WEIGHTS."""
+        if self.has_weights:
+            return "checkpoint"
+        return "palette" if can_hold_palette(self.config.vq) else "random"
+
+    @property
+    def description(self) -> str:
+        """One line that says what will be trained."""
+        text = self.config.text
+        size = f"Llama {text.num_layers}×{text.hidden_size}, vocabulary {text.vocab_size}"
+        if self.has_weights:
+            return f"{self.name}: {size}, weights loaded"
+        return f"{self.name}: no weights there; random ones ({size})"
+
+    def source(self) -> Source:
+        """Where parameters get their values; a checkpoint's raises UserError for NaN and infinity."""
+        from janus.model.weights import random_source
+
+        if self.checkpoint is None:
+            random = random_source(INIT_SEED)
+            return _with_palette(random, self.config.vq) if self.vq_weights == "palette" else random
+        tensors = self.checkpoint.tensors
+        return lambda name, shape, kind: tensors[name].finite_float32(name)
+
+    def build(self) -> Janus:
+        """The network that is trained, float32."""
+        from janus.model.janus import Janus
+        from janus.model.weights import Weights
+
+        return Janus(Weights(self.source()), self.config)
+
+    def build_vq(self, images: int = 1, source: Source | None = None) -> VQ:
+        """The image tokenizer, float32, for `images` pictures a call. source: other values than its own."""
+        from janus.model.vq import VQ
+        from janus.model.weights import Weights
+
+        weights = Weights(source or self.source()) / "model" / "vqmodel"
+        return VQ(weights, self.config.vq, self.config.vision.image_size, images)
+
+    def vq_encoder_sha256(self) -> str:
+        """Digest of every weight that decides an image's codes."""
+        digest = hashlib.sha256()
+        source = self.source()
+
+        def hashing(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+            if ".decoder." not in name and ".post_quant_conv." not in name:
+                digest.update(name.encode() + source(name, shape, kind).tobytes())
+            return np.zeros(1, np.float32)
+
+        self.build_vq(source=hashing)
+        return digest.hexdigest()
+
+    def save(self, model: nn.Cell, folder: Path, tokenizer: JanusTokenizer) -> None:
+        """Write weights, config.json and tokenizer files of the transformers layout into `folder`.
+
+        What `model` does not hold (the VQ tokenizer, which is never trained) is copied from the source.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        save_safetensors(folder / "model.safetensors", self._all_tensors(model))
+        write_json(folder / "config.json", to_transformers(self.config, vars(tokenizer.special)))
+        copy_tokenizer(tokenizer.folder, folder)
+
+    def _all_tensors(self, model: nn.Cell) -> Mapping[str, TensorToSave]:
+        """The model's parameters, and what it does not hold from the source, each made when it is written."""
+        from janus.model.janus import parameter_shapes
+
+        source = self.source()
+        tensors: dict[str, TensorToSave] = {}
+
+        def keep(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+            tensors[name] = TensorToSave("F32", shape, lambda: [source(name, shape, kind)])
+            return np.zeros(1, np.float32)
+
+        self.build_vq(source=keep)
+        for parameter in model.get_parameters():
+            tensors[parameter.name] = _to_save(parameter)
+        return {name: tensors[name] for name in parameter_shapes(self.config)}
+
+
+def _with_palette(random: Source, config: VQConfig) -> Source:
+    palette = palette_source(config)
+
+    def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
+
+    return source
+
+
+def _to_save(parameter: Parameter) -> TensorToSave:
+    return TensorToSave("F32", tuple(parameter.shape), lambda: [parameter.asnumpy()])
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write an object so that a person can read it."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files that make a tokenizer folder; those that are absent stay absent."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and not (target / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
+    """The model a user named: a preset, a folder of either layout, or a hub id (`organisation/model`).
+
+    A folder without weights stands for a network of `tiny` size with that folder's tokenizer. `tiny` takes
+    its vocabulary from the tokenizer (`tokenizer`, else the folder's own).
+    Raises UserError for what is none of them, and for a folder whose files do not fit together.
+    """
+    if name in PRESETS:  # before a folder of that name, which `./name` reaches
+        config = PRESETS[name]
+        return ModelFolder(name, _with_tokenizer(config, tokenizer) if name == "tiny" else config)
+    folder = Path(name)
+    if not folder.is_dir():
+        if not is_hub_id(name):
+            raise UserError(
+                f"model {name!r}: neither a folder nor a preset ({', '.join(PRESETS)}), nor a hub id "
+                "(organisation/model)"
+            )
+        folder = download(name)
+    weights = find_weights(folder)
+    if weights is None:
+        return ModelFolder(name, _with_tokenizer(PRESETS["tiny"], tokenizer or folder), path=folder)
+    checkpoint = open_checkpoint(folder, weights)
+    _check_companions(checkpoint.config, folder)
+    return ModelFolder(name, checkpoint.config, checkpoint, folder)
+
+
+def _check_companions(config: JanusConfig, folder: Path) -> None:
+    """Raise UserError where tokenizer or image preparation beside the weights is another model's."""
+    if (folder / "tokenizer.json").is_file():
+        highest = load_tokenizer(folder).highest_id
+        if highest >= config.text.vocab_size:
+            raise UserError(
+                f"{folder / 'tokenizer.json'}: has ids up to {highest}, the embedding table has "
+                f"{config.text.vocab_size} rows; use the tokenizer that belongs to these weights"
+            )
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        size = ImagePreparation.from_folder(folder).image_size
+        if size != config.vision.image_size:
+            raise UserError(
+                f"{path}: image size {size}, the weights are for {config.vision.image_size}; "
+                "use the preprocessor_config.json that belongs to these weights"
+            )
+
+
+def _with_tokenizer(config: JanusConfig, tokenizer: Path | None) -> JanusConfig:
+    """A preset whose embedding table holds every id of the tokenizer, to the next multiple of 64."""
+    if tokenizer is None:
+        return config
+    rows = load_tokenizer(tokenizer).highest_id + 1
+    return config.with_vocabulary(-(-rows // 64) * 64)

@@ -1,0 +1,129 @@
+"""A checkpoint folder in either layout, opened: sizes, and every tensor under its transformers name.
+
+`model_type` in config.json tells the layout (how tensors are named); the files there tell the container:
+safetensors or torch's .bin, one file or parts with an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus.checkpoint.deepseek import from_deepseek, tensors_from_deepseek
+from janus.checkpoint.layouts import deepseek_name
+from janus.checkpoint.tensors import StoredTensor, open_safetensors
+from janus.checkpoint.torchfile import open_torch
+from janus.common.errors import UserError
+from janus.common.jsonfile import read_json
+from janus.model.config import JanusConfig, from_transformers
+
+LAYOUTS = {"janus": "transformers", "multi_modality": "deepseek"}
+"""Layouts by the `model_type` of their config.json."""
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in one file, by preference; `<file>.index.json` stands for parts."""
+SHOWN = 10  # problems that an error prints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds. tensors: names and shapes are exactly those of the network."""
+
+    layout: str
+    content: dict[str, Any]  # config.json
+    config: JanusConfig
+    tensors: dict[str, StoredTensor]
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The file of weights, or the index of their parts; None where there are none.
+
+    Raises UserError where there are parts and no index.
+    """
+    for name in WEIGHT_FILES:
+        for path in (folder / name, folder / f"{name}.index.json"):
+            if path.is_file():
+                return path
+    parts = sorted([*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin")])
+    if parts:
+        name = WEIGHT_FILES[parts[0].suffix == ".bin"]
+        raise UserError(f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it")
+    return None
+
+
+def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
+    """Open a folder whose weights `find_weights` gave.
+
+    Raises UserError for whatever is missing, broken, or does not fit together.
+    """
+    path = folder / "config.json"
+    content = read_json(path, "a checkpoint needs it")
+    layout = LAYOUTS.get(str(content.get("model_type")))
+    if layout is None:
+        raise UserError(
+            f"{path}: model_type is {content.get('model_type')!r}; expected {' or '.join(LAYOUTS)} "
+            "(Janus-Pro's)"
+        )
+    tensors = _open_tensors(weights)
+    if layout == "transformers":
+        config = from_transformers(content, path)
+        check_tensors(config, tensors, weights, layout)
+        return Checkpoint(layout, content, config, tensors)
+    from janus.model.janus import parameter_shapes
+
+    config = from_deepseek(content, tensors, path, weights)
+    tensors = tensors_from_deepseek(tensors, parameter_shapes(config))
+    check_tensors(config, tensors, weights, layout)
+    return Checkpoint(layout, content, config, tensors)
+
+
+def _open_tensors(weights: Path) -> dict[str, StoredTensor]:
+    if weights.suffix != ".json":
+        return _open_file(weights)
+    index = read_json(weights, "the parts need it")
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{weights}: has no weight_map; fetch it again")
+    tensors: dict[str, StoredTensor] = {}
+    for name in sorted(set(places.values())):
+        part = weights.with_name(Path(name).name)
+        if not part.is_file():
+            raise UserError(f"{part}: no such file, {weights.name} names it; fetch that part")
+        tensors |= _open_file(part)
+    return tensors
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+
+
+def check_tensors(
+    config: JanusConfig, tensors: Mapping[str, StoredTensor], path: Path, layout: str = "transformers"
+) -> None:
+    """Raise UserError unless names and shapes are exactly those of the network.
+
+    It shows the first ten problems, all are in its `details`; names are the file's own.
+    """
+    from janus.model.janus import parameter_shapes
+
+    expected = parameter_shapes(config)
+
+    def stored_name(name: str) -> str:
+        return deepseek_name(name).name if layout == "deepseek" and name in expected else name
+
+    problems = [f"missing {stored_name(name)}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{stored_name(name)} is {tensors[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems = list(dict.fromkeys(problems))  # q, k and v of one tensor
+    if problems:
+        more = f" … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError(
+            f"{path}: not the weights of its config.json: {'; '.join(problems[:SHOWN])}{more}; "
+            "use the config.json and weights of one model",
+            problems,
+        )

@@ -1,0 +1,164 @@
+"""Tensors in files: mapped while they are read, written one at a time; and safetensors.
+
+A load or a conversion holds one tensor at a time beside what it builds, whatever the size of the file.
+The safetensors format (8 bytes of length, a JSON header, raw little-endian data) is read and written here
+because the numpy side of its library has no bfloat16, which is what Janus-Pro is stored in, and keeps all
+tensors in memory when it saves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus.common.errors import UserError
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # its bits: numpy has no bfloat16
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("u1"),
+}
+_WINDOW = 1 << 20  # elements that are mapped at a time: a whole tensor can be half a GiB
+_HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: contiguous, little-endian."""
+
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+    path: Path
+    offset: int  # bytes into the file
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def data(self) -> np.ndarray:
+        """The elements, flat, as a map of its own: its pages are given back with the array."""
+        return self._map(0, prod(self.shape))
+
+    def _map(self, start: int, stop: int) -> np.ndarray:
+        if stop == start:
+            return np.zeros(0, DTYPES[self.dtype])
+        offset = self.offset + start * DTYPES[self.dtype].itemsize
+        return np.memmap(self.path, DTYPES[self.dtype], mode="r", offset=offset, shape=(stop - start,))
+
+    def float32(self) -> np.ndarray:
+        """A float32 copy of its shape. bfloat16 is the upper half of a float32."""
+        count = prod(self.shape)
+        array = np.empty(count, np.float32)
+        for start in range(0, count, _WINDOW):
+            part, stored = array[start : start + _WINDOW], self._map(start, min(start + _WINDOW, count))
+            if self.dtype == "BF16":
+                bits = part.view(np.uint32)
+                bits[:] = stored
+                bits <<= 16
+            else:
+                part[:] = stored
+        return array.reshape(self.shape)
+
+    def finite_float32(self, name: str) -> np.ndarray:
+        """`float32`, or UserError where a value is NaN or infinite."""
+        array = self.float32()
+        # The extremes show it without an array of flags as long as the tensor.
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise UserError(
+                f"{self.path}: {name} holds NaN or infinity; use an earlier or undamaged checkpoint"
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class TensorToSave:
+    """A tensor that is made when it is written."""
+
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[np.ndarray]]  # one after another the elements, in the file's dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:
+    """The elements as stored (None), or as F32 or BF16 (bits; rounded to nearest even).
+
+    Raises UserError for NaN and infinity where it casts.
+    """
+    if dtype in (None, tensor.dtype):
+        return tensor.data
+    array = tensor.finite_float32(name).reshape(-1)
+    if dtype == "F32":
+        return array
+    bits = array.view(np.uint32)
+    bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    bits >>= 16
+    return bits.astype(np.uint16)
+
+
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the file by name; nothing but the header is read.
+
+    Raises UserError for a truncated file, or one that is not safetensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+            raise UserError(f"{path}: not a whole safetensors file; fetch or copy it again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise UserError(f"{path}: its header is not JSON; fetch or copy it again") from error
+    header.pop("__metadata__", None)
+    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _stored(path: Path, name: str, entry: dict, base: int, size: int) -> StoredTensor:
+    if entry["dtype"] not in DTYPES:
+        raise UserError(f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+    start, end = entry["data_offsets"]
+    tensor = StoredTensor(entry["dtype"], tuple(entry["shape"]), path, base + start)
+    if base + end > size or end - start != tensor.nbytes:
+        raise UserError(f"{path}: {name} is cut off or misdescribed; fetch or copy the file again")
+    return tensor
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, TensorToSave]) -> None:
+    """Write tensors, one at a time, sorted by name."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # what transformers asks for
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data starts aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in sorted(tensors.items()):
+            for chunk in tensor.chunks():
+                file.write(as_bytes(chunk))
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+    """The elements of an array as bytes, without a copy where they already lie in a row."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

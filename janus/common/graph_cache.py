@@ -1,0 +1,215 @@
+"""Compiled graphs that the next start finds again.
+
+MindSpore's compile cache numbers graphs in the order in which a process compiles them, and takes what lies
+under a number for the graph it is about to compile. In another order, or after a change that its own check
+does not see, it computes another graph's numbers without a word. So here each graph has a key that holds all
+that decides it, and its file lies under MindSpore's number, in a folder of this process alone, only while
+that one graph is compiled. What does not fit its digest is not taken. A graph is always the `construct` of a
+Cell: only then does MindSpore bind a loaded graph's weights to the Cell's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import janus
+
+if TYPE_CHECKING:
+    from mindspore import Tensor, nn
+
+    from janus.model.config import JanusConfig
+
+FOLDER = "JANUS_CACHE"
+"""Environment variable: the folder that keeps graphs; empty to keep none."""
+
+KEPT_SECONDS = 30 * 24 * 3600
+"""What no start has used for so long is removed."""
+
+
+class Graphs:
+    """Compiles Cells, and says how often and how long."""
+
+    def __init__(self, facts: Mapping[str, object], folder: Path | None) -> None:
+        """facts: what decides the graphs beside sources, versions and arguments. folder: None keeps none."""
+        self.count, self.loaded = 0, 0  # graphs compiled or loaded; those loaded among them
+        self.seconds = 0.0  # until their first calls returned
+        self._facts, self._folder = dict(facts), folder
+
+    def compile(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
+        """`cell.construct` as one graph for each set of argument shapes. name: tells it from the others."""
+        import mindspore as ms
+
+        graph = ms.jit(cell.construct)
+        known: set[tuple] = set()
+
+        def run(*arguments: Tensor) -> Any:
+            shapes = tuple((argument.shape, str(argument.dtype)) for argument in arguments)
+            if shapes in known:
+                return graph(*arguments)
+            began = time.perf_counter()
+            with self._kept([name, shapes]):
+                result = graph(*arguments)
+            known.add(shapes)
+            self.count += 1
+            self.seconds += time.perf_counter() - began
+            return result
+
+        return run
+
+    @contextmanager
+    def _kept(self, what: list[Any]) -> Iterator[None]:
+        """While one graph is compiled: load it if it is kept, keep it if not."""
+        if self._folder is None:
+            yield
+            return
+        key = _digest(json.dumps([_environment(), self._facts, what], sort_keys=True, default=str).encode())
+        slot = _slot()
+        content = _read(self._folder, key)
+        with slot.holding(content):
+            yield
+            written = slot.written()
+        if written is not None:
+            _keep(self._folder, key, written)
+        else:
+            self.loaded += content is not None
+
+
+def graph_folder() -> Path | None:
+    """Where graphs are kept: $JANUS_CACHE, else in the user's cache; None where that is set to nothing."""
+    chosen = os.environ.get(FOLDER)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "janus-tune" / "graphs"
+
+
+def network_graphs(network: JanusConfig) -> Graphs:
+    """For a network of these sizes that is not trained; kept on CPU alone."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # only what is marked is compiled
+    kept = graph_folder() if ms.get_context("device_target") == "CPU" else None
+    return Graphs({"network": asdict(network)}, kept)
+
+
+class _Slot:
+    """The folder in which MindSpore looks for the graph it compiles, and the number it will look under.
+
+    MindSpore keeps the folder of the first compilation for the rest of the process.
+    """
+
+    def __init__(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="janus-graphs-"))
+        atexit.register(shutil.rmtree, self._root, ignore_errors=True)
+        self._folder = self._root / "rank_0" / "graph_cache"
+        self._folder.mkdir(parents=True)
+        self._number = 0
+        self._placed: Path | None = None
+
+    @contextmanager
+    def holding(self, content: bytes | None) -> Iterator[None]:
+        """MindSpore's cache switched on, with this one graph in it, or none."""
+        self._placed = None
+        if content is not None:
+            self._placed = self._folder / f"compile_cache_{self._number}.mindir"
+            self._placed.write_bytes(content)
+        # MindSpore's own check looks at the entry script's imports alone; the key takes its place.
+        switches = {
+            "MS_COMPILER_CACHE_ENABLE": "1",
+            "MS_COMPILER_CACHE_PATH": str(self._root),
+            "MS_DEV_FORCE_USE_COMPILE_CACHE": "1",
+        }
+        before = {name: os.environ.get(name) for name in switches}
+        os.environ.update(switches)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+            for path in self._folder.iterdir():
+                path.unlink()
+
+    def written(self) -> bytes | None:
+        """The graph that MindSpore has just written; None if it wrote none."""
+        for path in self._folder.glob("compile_cache_*.mindir"):
+            if path != self._placed:
+                self._number = int(path.stem.rpartition("_")[2]) + 1
+                return path.read_bytes()
+        self._number += 1
+        return None
+
+
+@cache
+def _slot() -> _Slot:
+    return _Slot()
+
+
+@cache
+def _environment() -> dict[str, object]:
+    """Sources, versions and switches that decide every graph."""
+    root = Path(janus.__file__).resolve().parent.parent
+    return {
+        "sources": sources_digest(root / "janus", root / "trainer"),
+        "mindspore": importlib.metadata.version("mindspore"),
+        "numpy": importlib.metadata.version("numpy"),
+        "switches": {name: value for name, value in os.environ.items() if name.startswith("MS_")},
+    }
+
+
+def sources_digest(*packages: Path) -> str:
+    """A digest of every Python file in the packages, however deep."""
+    sources = [path for package in packages for path in sorted(package.rglob("*.py"))]
+    return _digest(b"".join(_digest(path.read_bytes()).encode() for path in sources))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _read(folder: Path, key: str) -> bytes | None:
+    """The kept graph, if it is there and whole; one that is not is removed."""
+    for path in folder.glob(f"{key}-*.mindir"):
+        content = path.read_bytes()
+        if path.name == _name(key, content):
+            with suppress(OSError):  # a folder that is only read, for many
+                os.utime(path)
+            return content
+        with suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _keep(folder: Path, key: str, content: bytes) -> None:
+    """Write the graph, whole or not at all; what has not been used for long goes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # those of runs that were killed
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", delete=False) as beside:
+            beside.write(content)
+        Path(beside.name).replace(folder / _name(key, content))
+    except OSError as error:
+        click.echo(f"graphs are not kept for the next start: {error} (see {FOLDER})", err=True)
+
+
+def _name(key: str, content: bytes) -> str:
+    return f"{key}-{_digest(content)}.mindir"

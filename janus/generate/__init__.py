@@ -1,0 +1,1 @@
+"""Answers and pictures from a model."""

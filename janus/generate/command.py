@@ -1,0 +1,142 @@
+"""`janus generate`: a model folder, prompts and perhaps a picture in; answers or picture files out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from janus.checkpoint.folder import ModelFolder, open_model
+from janus.common.errors import UserError
+from janus.common.progress import token_progress
+from janus.generate.generate import TEMPERATURE, Generator, Prompt, Sampling
+from janus.generate.pictures import picture_path, save_picture
+from janus.images import ImageError, ImagePreparation, decode_image, prepare_understanding
+from janus.prompts import PromptRow, before_answer, encode_samples
+from janus.tokens import JanusTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for; the command's options by their names."""
+
+    prompts: tuple[str, ...]
+    image: Path | None
+    draws: tuple[str, ...]
+    out: Path
+    num_images: int
+    temperature: float | None
+    guidance: float
+    max_tokens: int
+    seed: int
+    batch: int
+
+
+def run(name: str, request: Request) -> None:
+    """Answer or draw with the model of this name. Raises UserError for whatever does not fit together."""
+    _check(request)
+    folder = open_model(name)
+    if not folder.has_weights or folder.path is None:
+        raise UserError(
+            f"{name}: no weights there, and random ones can only give noise; give a folder with weights, for "
+            "example a run's checkpoints/step-NNNNNN"
+        )
+    tokenizer = load_tokenizer(folder.path)
+    if request.draws:
+        _draw(folder, tokenizer, request)
+    else:
+        _answer(folder, tokenizer, request)
+
+
+def _check(request: Request) -> None:
+    if bool(request.prompts) == bool(request.draws):
+        raise UserError("give either --prompt, to get an answer, or --draw, to get pictures")
+    if request.draws and request.image is not None:
+        raise UserError("--image: pictures are drawn from text alone; leave it out, or ask with --prompt")
+    for text in (*request.prompts, *request.draws):
+        if not text.strip():
+            raise UserError("the prompt is empty; say what to answer or to draw")
+
+
+def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
+    prompts = _prompts(folder, tokenizer, request)
+    new = request.max_tokens
+    _check_length(folder, max(len(prompt.input_ids) for prompt in prompts), new, "lower --max-tokens or ")
+    sampling = Sampling(request.temperature or 0.0, seed=request.seed)
+    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(prompts)))
+    with token_progress("answers", -(-len(prompts) // request.batch) * new) as advance:
+        answers = list(generator.answers(prompts, new, sampling, advance))
+    for text, ids in zip(request.prompts, answers, strict=True):
+        ended = ids[-1] == tokenizer.special.eos
+        if len(prompts) > 1:
+            click.echo(f"> {text}")
+        click.echo(tokenizer.decode(ids[: len(ids) - ended].tolist()).strip())
+        if not ended:
+            click.echo(f"(cut after {new} tokens; --max-tokens allows more)", err=True)
+
+
+def _prompts(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> list[Prompt]:
+    pixels = None if request.image is None else _read_image(folder, request.image)
+    task = "text" if pixels is None else "vqa"
+    samples = encode_samples(
+        tokenizer, [PromptRow(task, text) for text in request.prompts], folder.config.num_image_tokens
+    )
+    return [Prompt(before_answer(sample.input_ids, sample.supervised), pixels) for sample in samples]
+
+
+def _read_image(folder: ModelFolder, path: Path) -> np.ndarray:
+    assert folder.path is not None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--image {path}: {error.strerror or error}; give a picture file") from None
+    try:
+        return prepare_understanding(decode_image(data), ImagePreparation.from_folder(folder.path))
+    except ImageError as error:
+        raise UserError(f"--image {path}: {error}") from None
+
+
+def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
+    from janus.generate.vq_encode import VQDecoder
+
+    tokens = folder.config.num_image_tokens
+    rows = [PromptRow("t2i", text) for text in request.draws]
+    samples = encode_samples(tokenizer, rows, tokens)
+    prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
+    _check_length(folder, max(map(len, prompts)), tokens, "")
+    asked = [i for i in range(len(prompts)) for _ in range(request.num_images)]
+    numbers = range(len(asked))
+    sampling = Sampling(
+        TEMPERATURE if request.temperature is None else request.temperature, request.guidance, request.seed
+    )
+    _make_folder(request.out)
+    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(numbers)))
+    decoder = VQDecoder(folder)
+    facts = {"seed": request.seed, "model": folder.name, "guidance": sampling.guidance}
+    facts["temperature"] = sampling.temperature
+    with token_progress("pictures", -(-len(numbers) // request.batch) * tokens) as advance:
+        drawn = generator.pictures([prompts[i] for i in asked], numbers, sampling, advance)
+        for number, codes_T in zip(numbers, drawn, strict=True):
+            text = request.draws[asked[number]]
+            path = picture_path(request.out, text, request.seed, number)
+            save_picture(path, decoder.decode(codes_T[None])[0], {"prompt": text, **facts, "number": number})
+            click.echo(path)
+
+
+def _make_folder(out: Path) -> None:
+    """Before the work, so that a folder that cannot be made is said at once."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}; choose another folder") from None
+
+
+def _check_length(folder: ModelFolder, prompt: int, new: int, remedy: str) -> None:
+    positions = folder.config.text.max_position_embeddings
+    if prompt + new > positions:
+        raise UserError(
+            f"the prompt has {prompt} tokens; with {new} to generate that is more than the {positions} the "
+            f"model takes; {remedy}shorten the prompt"
+        )

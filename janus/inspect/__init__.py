@@ -1,0 +1,1 @@
+"""What a model costs, and whether a device computes it right."""

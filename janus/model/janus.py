@@ -1,0 +1,100 @@
+"""Janus-Pro: one Llama, three ways in, two ways out. The VQ tokenizer stands apart in `janus/model/vq.py`.
+
+Shapes: P flat tokens, I images, T tokens of an image, M = I·T, D width, V vocabulary,
+N supervised positions.
+"""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from janus.model.config import JanusConfig
+from janus.model.layers import Embedding, Gelu, Linear
+from janus.model.llama import Llama
+from janus.model.siglip import Siglip
+from janus.model.weights import Weights, recording_source
+
+PARTS = {
+    "siglip": "model.vision_model.",
+    "aligner": "model.aligner.",
+    "llama": "model.language_model.",
+    "lm_head": "lm_head.",
+    "gen_embed": "model.generation_embeddings.",
+    "gen_aligner": "model.generation_aligner.",
+    "gen_head": "model.generation_head.",
+    "vq": "model.vqmodel.",
+}
+"""Parts of the network, as stages name them, and the prefix of their parameters."""
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to."""
+    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+
+
+class Aligner(nn.Cell):
+    """Two layers that bring features to the Llama's width."""
+
+    def __init__(self, weights: Weights, inputs: int, width: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.fc1 = Linear(weights / "fc1", inputs, width)
+        self.hidden = Linear(weights / "hidden_layers" / 0, width, width)
+        self.gelu = Gelu()
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        """(M, D) of features (M, inputs)."""
+        return self.hidden(self.gelu(self.fc1(x_MD))[0])
+
+
+class ImageHead(nn.Cell):
+    """Hidden states to logits over the VQ codes."""
+
+    def __init__(self, weights: Weights, width: int, codes: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.proj_out = Linear(weights / "proj_out", width, width)
+        self.vision_head = Linear(weights / "vision_head", width, codes)
+        self.gelu = Gelu()
+
+    def construct(self, x_ND: Tensor) -> Tensor:
+        """Logits (N, codes) of states (N, D)."""
+        return self.vision_head(self.gelu(self.proj_out(x_ND))[0])
+
+
+class Janus(nn.Cell):
+    """The network that is trained: everything but the VQ tokenizer."""
+
+    def __init__(self, weights: Weights, config: JanusConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.config = config
+        width = config.text.hidden_size
+        model = weights / "model"
+        self.vision_model = Siglip(model / "vision_model", config.vision)
+        self.aligner = Aligner(model / "aligner", config.vision.hidden_size, width)
+        self.language_model = Llama(model / "language_model", config.text)
+        self.lm_head = Linear(weights / "lm_head", width, config.text.vocab_size, bias=False)
+        codes, code_width = config.vq.num_embeddings, config.vq.embed_dim
+        self.generation_embeddings = Embedding(model / "generation_embeddings", codes, code_width)
+        self.generation_aligner = Aligner(model / "generation_aligner", code_width, width)
+        self.generation_head = ImageHead(model / "generation_head", width, codes)
+
+    def embed_codes(self, image_tokens_IT: Tensor) -> Tensor:
+        """Embeddings (M, D) of the VQ codes of pictures to draw."""
+        return self.generation_aligner(self.generation_embeddings(image_tokens_IT.reshape(-1)))
+
+
+def place_images(text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> Tensor:
+    """Embeddings (P, D): images where `image_index_P` counts them from 1, text where it is 0."""
+    tokens = text_PD.shape[0]
+    source_P = ops.where(image_index_P > 0, image_index_P + (tokens - 1), ops.arange(tokens))
+    return ops.gather(ops.concat((text_PD, images_MD), 0), source_P, 0)
+
+
+def parameter_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of the whole network, VQ included, without allocating them."""
+    from janus.model.vq import VQ
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    weights = Weights(recording_source(shapes))
+    Janus(weights, config)
+    VQ(weights / "model" / "vqmodel", config.vq, config.vision.image_size, images=1)
+    return shapes

@@ -1,0 +1,150 @@
+"""The Llama that reads text, understands images and draws them.
+
+Samples stand one behind the other on a flat axis of tokens, so that no product is spent on padding. Only
+the attention core needs them apart: there they stand in rows of slots, and heads move between the two
+places by index (`Places`).
+
+Shapes: P flat tokens, B rows of S slots, D width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from janus.model.config import TextConfig
+from janus.model.layers import AttentionCore, Embedding, Linear, Move, RMSNorm, Rotate, SwiGLU
+from janus.model.weights import Weights
+
+MASKED = -1e9
+"""Added to a score that must not count: exp of it is exactly 0."""
+
+
+Places = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""What every layer's attention shares, as large as it is used. A plain tuple: graphs do not take named ones.
+
+cos_PD, sin_PD: of each token's angles, for every head; and both scaled by 1/√K, for the query.
+mask_BHSS: added to the scores. grid_BHS: for each head of a slot, its row among the (P·H) flat heads.
+flat_PH: for each head of a token, its row among the (B·H·S) of the grid.
+"""
+
+
+class Attention(nn.Cell):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, weights: Weights, config: TextConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width = config.hidden_size
+        self.q_proj = Linear(weights / "q_proj", width, width, bias=False)
+        self.k_proj = Linear(weights / "k_proj", width, width, bias=False)
+        self.v_proj = Linear(weights / "v_proj", width, width, bias=False)
+        self.o_proj = Linear(weights / "o_proj", width, width, bias=False)
+        self.rotate = Rotate(config.head_size)
+        self.core = AttentionCore(config.head_size, masked=True)
+        self.move = Move()
+        self.heads_shape = (-1, config.num_heads, config.head_size)
+
+    def construct(self, x_PD: Tensor, places: Places) -> Tensor:
+        """(P, D): what each token takes from those it sees."""
+        cos_PD, sin_PD, query_cos_PD, query_sin_PD, mask_BHSS, grid_BHS, flat_PH = places
+        q_PD = self.rotate(self.q_proj(x_PD), query_cos_PD, query_sin_PD)
+        k_PD = self.rotate(self.k_proj(x_PD), cos_PD, sin_PD)
+        q_BHSK = self.move(q_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
+        k_BHSK = self.move(k_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
+        v_BHSK = self.move(self.v_proj(x_PD).reshape(self.heads_shape), grid_BHS, flat_PH)
+        out_BHSK = self.core(q_BHSK, k_BHSK, v_BHSK, mask_BHSS)[0]
+        out_PHK = self.move(out_BHSK, flat_PH, grid_BHS)
+        return self.o_proj(out_PHK.reshape(x_PD.shape))
+
+
+class Mlp(nn.Cell):
+    """down(silu(gate) · up)."""
+
+    def __init__(self, weights: Weights, config: TextConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(weights / "gate_proj", width, inner, bias=False)
+        self.up_proj = Linear(weights / "up_proj", width, inner, bias=False)
+        self.down_proj = Linear(weights / "down_proj", inner, width, bias=False)
+        self.swiglu = SwiGLU()
+
+    def construct(self, x_PD: Tensor) -> Tensor:
+        """(P, D) of (P, D)."""
+        return self.down_proj(self.swiglu(self.gate_proj(x_PD), self.up_proj(x_PD))[0])
+
+
+class Layer(nn.Cell):
+    """Attention and MLP, each normalised before and added after."""
+
+    def __init__(self, weights: Weights, config: TextConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(weights / "input_layernorm", width, eps)
+        self.self_attn = Attention(weights / "self_attn", config)
+        self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
+        self.mlp = Mlp(weights / "mlp", config)
+
+    def construct(self, x_PD: Tensor, places: Places) -> Tensor:
+        """(P, D) with attention and MLP added."""
+        x_PD = x_PD + self.self_attn(self.input_layernorm(x_PD), places)
+        return x_PD + self.mlp(self.post_attention_layernorm(x_PD))
+
+
+class Llama(nn.Cell):
+    """Embeddings in, last hidden states out."""
+
+    def __init__(self, weights: Weights, config: TextConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.embed_tokens = Embedding(weights / "embed_tokens", config.vocab_size, config.hidden_size)
+        self.layers = nn.CellList(
+            [Layer(weights / "layers" / i, config) for i in range(config.num_layers)], auto_prefix=False
+        )
+        self.norm = RMSNorm(weights / "norm", config.hidden_size, config.rms_norm_eps)
+        self.heads, self.scale = config.num_heads, config.head_size**-0.5
+        half = config.head_size // 2
+        frequencies = config.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
+        self.frequencies_1K = Tensor(np.tile(frequencies, 2)[None].astype(np.float32))
+
+    def construct(
+        self,
+        embeds_PD: Tensor,
+        position_ids_P: Tensor,
+        token_of_BS: Tensor,
+        slot_of_P: Tensor,
+        segment_ids_BS: Tensor,
+    ) -> Tensor:
+        """Last hidden states (P, D); a token sees its own segment up to itself.
+
+        token_of_BS: the flat token in each slot. slot_of_P: each token's slot, in 0 … B·S − 1. What stands
+        for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
+        """
+        cos_PD, sin_PD = self.rotary(position_ids_P)
+        angles = (cos_PD, sin_PD, cos_PD * self.scale, sin_PD * self.scale)
+        angles = tuple([angle.astype(embeds_PD.dtype) for angle in angles])
+        places = (*angles, self.mask(segment_ids_BS), *self.head_rows(token_of_BS, slot_of_P))
+        hidden_PD = embeds_PD
+        for layer in self.layers:
+            hidden_PD = layer(hidden_PD, places)
+        return self.norm(hidden_PD)
+
+    def rotary(self, position_ids_P: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's angles, the same for each head, (P, D)."""
+        angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
+        return ops.tile(ops.cos(angles_PK), (1, self.heads)), ops.tile(ops.sin(angles_PK), (1, self.heads))
+
+    def head_rows(self, token_of_BS: Tensor, slot_of_P: Tensor) -> tuple[Tensor, Tensor]:
+        """`grid_BHS` and `flat_PH` of `Places`."""
+        rows, length = token_of_BS.shape
+        heads_H = ops.arange(self.heads)
+        grid_BHS = token_of_BS.reshape(rows, 1, length) * self.heads + heads_H.reshape(1, -1, 1)
+        row_P1, slot_P1 = (slot_of_P // length).reshape(-1, 1), (slot_of_P % length).reshape(-1, 1)
+        return grid_BHS, (row_P1 * self.heads + heads_H) * length + slot_P1
+
+    def mask(self, segment_ids_BS: Tensor) -> Tensor:
+        """What is added to the scores, (B, H, S, S): 0 where seen, MASKED elsewhere."""
+        rows, length = segment_ids_BS.shape
+        same = segment_ids_BS.reshape(rows, 1, length, 1) == segment_ids_BS.reshape(rows, 1, 1, length)
+        order = ops.arange(length)
+        causal = order.reshape(1, 1, length, 1) >= order.reshape(1, 1, 1, length)
+        seen = ops.logical_and(same, causal)
+        return ops.tile((1.0 - seen.astype("float32")) * MASKED, (1, self.heads, 1, 1))

@@ -1,0 +1,95 @@
+"""SigLIP: pictures in, one feature for each patch out.
+
+Shapes: I images, T patches of an image, M = I·T, D width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from janus.model.config import VisionConfig
+from janus.model.layers import AttentionCore, Gelu, LayerNorm, Linear, join_heads, split_heads
+from janus.model.weights import Weights
+
+
+class VisionAttention(nn.Cell):
+    """Full self-attention over the patches of one image."""
+
+    def __init__(self, weights: Weights, config: VisionConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.q_proj = Linear(weights / "q_proj", width, width)
+        self.k_proj = Linear(weights / "k_proj", width, width)
+        self.v_proj = Linear(weights / "v_proj", width, width)
+        self.projection_layer = Linear(weights / "projection_layer", width, width)
+        self.scale = (width // config.num_heads) ** -0.5
+        self.core = AttentionCore(width // config.num_heads, masked=False)
+        self.no_mask = Tensor(0.0)
+
+    def construct(self, x_MD: Tensor, images: int) -> Tensor:
+        """(M, D): what each patch takes from the patches of its image."""
+        q_IHTK = split_heads(self.q_proj(x_MD) * self.scale, images, self.heads)
+        k_IHTK = split_heads(self.k_proj(x_MD), images, self.heads)
+        v_IHTK = split_heads(self.v_proj(x_MD), images, self.heads)
+        return self.projection_layer(join_heads(self.core(q_IHTK, k_IHTK, v_IHTK, self.no_mask)[0]))
+
+
+class VisionLayer(nn.Cell):
+    """Attention and MLP, each normalised before and added after."""
+
+    def __init__(self, weights: Weights, config: VisionConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.layer_norm1 = LayerNorm(weights / "layer_norm1", width, eps)
+        self.self_attn = VisionAttention(weights / "self_attn", config)
+        self.layer_norm2 = LayerNorm(weights / "layer_norm2", width, eps)
+        self.fc1 = Linear(weights / "mlp" / "fc1", width, inner)
+        self.fc2 = Linear(weights / "mlp" / "fc2", inner, width)
+        self.gelu = Gelu()
+
+    def construct(self, x_MD: Tensor, images: int) -> Tensor:
+        """(M, D) with attention and MLP added."""
+        x_MD = x_MD + self.self_attn(self.layer_norm1(x_MD), images)
+        return x_MD + self.fc2(self.gelu(self.fc1(self.layer_norm2(x_MD)))[0])
+
+
+class Siglip(nn.Cell):
+    """The vision tower, with its final norm and without pooling."""
+
+    def __init__(self, weights: Weights, config: VisionConfig) -> None:
+        super().__init__(auto_prefix=False)
+        width, patch = config.hidden_size, config.patch_size
+        embeddings = weights / "embeddings"
+        patches = config.num_image_tokens
+        self.patch_weight = (embeddings / "patch_embedding").take("weight", (width, 3, patch, patch))
+        self.patch_bias = (embeddings / "patch_embedding").take("bias", (width,), "zeros")
+        self.position_TD = (embeddings / "position_embedding").take("weight", (patches, width))
+        self.layers = nn.CellList(
+            [VisionLayer(weights / "encoder" / "layers" / i, config) for i in range(config.num_layers)],
+            auto_prefix=False,
+        )
+        self.post_layernorm = LayerNorm(weights / "post_layernorm", width, config.layer_norm_eps)
+        self.patch = patch
+
+    def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
+        """Features (M, D) of uint8 pictures, computed in `dtype`."""
+        images = pixels_IHWC.shape[0]
+        x_MD = self._embed(normalise_pixels(pixels_IHWC)).astype(dtype)
+        for layer in self.layers:
+            x_MD = layer(x_MD, images)
+        return self.post_layernorm(x_MD)
+
+    def _embed(self, x_IHWC: Tensor) -> Tensor:
+        """A convolution whose stride is its size is one matrix product over cut-out patches."""
+        images, side, _, channels = x_IHWC.shape
+        n, p = side // self.patch, self.patch
+        cut = x_IHWC.reshape(images, n, p, n, p, channels).transpose(0, 1, 3, 5, 2, 4)
+        kernel = self.patch_weight.reshape(self.patch_weight.shape[0], -1)
+        x_MD = ops.matmul(cut.reshape(images * n * n, channels * p * p), kernel.transpose(1, 0))
+        return ops.bias_add(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
+
+
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """uint8 to [−1, 1]: (x / 255 − 0.5) / 0.5."""
+    return pixels.astype("float32") * (2.0 / 255.0) - 1.0

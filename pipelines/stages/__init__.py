@@ -1,0 +1,1 @@
+"""The stages from raw rows to shards."""

@@ -1,0 +1,63 @@
+"""What a folder of shards holds, in numbers: one table of rows, and its summary per task and source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from janus.model.config import VQ_WEIGHTS
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
+    from shards.read import ShardSet
+
+
+def row_table(shards: ShardSet) -> pl.DataFrame:
+    """One row per sample: split, task, source, index (in its split and task), tokens, supervised, bytes."""
+    return pl.concat([_rows(shards, split, task) for split, task in shards.splits_tasks()])
+
+
+def summarize(rows: pl.DataFrame, length: int) -> pl.DataFrame:
+    """One row per task and source; token counts over all splits, padding in rows of `length` tokens."""
+    tokens = pl.col("tokens")
+    return (
+        rows.group_by("task", "source")
+        .agg(
+            *[(pl.col("split") == name).sum().alias(name) for name in ("train", "validation", "test")],
+            tokens.min().alias("min"),
+            tokens.median().alias("median"),
+            tokens.quantile(0.95, "nearest").cast(pl.Int64).alias("p95"),
+            tokens.max().alias("max"),
+            (1 - tokens.clip(upper_bound=length).mean() / length).alias("padding"),
+            pl.col("supervised").sum(),
+            pl.col("bytes").sum(),
+        )
+        .sort("task", "source")
+    )
+
+
+def vq_summary(manifest: Manifest) -> str:
+    """Whose codes they are, and whether they mean anything."""
+    if manifest.vq is None:
+        return "none"
+    return f"encoder sha256 {manifest.vq['encoder_sha256']}, {VQ_WEIGHTS[manifest.vq['weights']]}"
+
+
+def vq_warning(manifest: Manifest) -> str | None:
+    """Where VQ codes come from that are not a checkpoint's; None if they are, or there are none."""
+    if manifest.vq is None or manifest.vq["weights"] == "checkpoint":
+        return None
+    return VQ_WEIGHTS[manifest.vq["weights"]]
+
+
+def _rows(shards: ShardSet, split: str, task: str) -> pl.DataFrame:
+    rows = shards.rows(split, task)
+    return pl.DataFrame(
+        {
+            "source": pl.from_arrow(rows.sources),
+            "tokens": rows.num_tokens,
+            "supervised": rows.supervised_tokens.astype("int64"),
+            "bytes": rows.row_bytes,
+        }
+    ).with_columns(split=pl.lit(split), task=pl.lit(task), index=pl.int_range(pl.len()))

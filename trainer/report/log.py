@@ -1,0 +1,171 @@
+"""What a run says while it runs: one line a step, `metrics.jsonl`, `train.log`, progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from janus.common.files import write_text
+from trainer.report.records import METRICS
+from trainer.report.terminal import LiveProgress
+
+if TYPE_CHECKING:
+    from trainer.report.events import EventFiles
+
+NOTES = ("changed", "edited_shards")
+"""Kinds of records that belong to a start, not to a step."""
+
+
+class RunLog:
+    """The lines, files and progress bar of one run.
+
+    Each line goes to `train.log`; steps also to the console where there is no terminal to draw on.
+    """
+
+    def __init__(self, out: Path, steps: int, start: int, tensorboard: bool = False) -> None:
+        """start: the step the run stands at; metrics of later steps (a run that died) are dropped.
+
+        tensorboard: write event files too.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        self.records = _keep_records(out / METRICS, start)
+        self._metrics = (out / METRICS).open("a", encoding="utf-8")
+        self._lines = (out / "train.log").open("a", encoding="utf-8")
+        self._steps = steps
+        self._events = _event_files(out, start) if tensorboard else None
+        self._progress = LiveProgress(steps, start) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> RunLog:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._metrics.close()
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+    def say(self, line: str) -> None:
+        """A line for console and train.log."""
+        self._write(line)
+        if self._progress is not None:
+            self._progress.say(line)
+        else:
+            click.echo(line)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One training step (or the steps since the last line)."""
+        self._record({"kind": "step", **record})
+        line = step_line(record, self._steps)
+        if self._progress is None:
+            self.say(line)
+        else:
+            self._write(line)
+            self._progress.step(record["step"], line.split(" · ", 1)[1])
+
+    def validation(self, record: Mapping[str, Any]) -> None:
+        """One validation."""
+        self._record({"kind": "validation", **record})
+        losses = " ".join(f"{task} {loss:.4f}" for task, loss in record["loss_per_task"].items())
+        self.say(f"validation after step {record['step']} · {losses} · {record['seconds']:.1f} s")
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """One small evaluation: {"step", "metrics": {task: {name: number}}, "seconds"}."""
+        figures = " · ".join(
+            f"{task} {name} {value:.4g}"
+            for task, metrics in record["metrics"].items()
+            for name, value in metrics.items()
+        )
+        line = f"evaluation after step {record['step']} · {figures} · {record['seconds']:.1f} s"
+        self.note("eval", record, line)
+
+    def note(self, kind: str, record: Mapping[str, Any], line: str) -> None:
+        """A record of another kind (`skipped`, or one of NOTES), and its line."""
+        self._record({"kind": kind, **record})
+        self.say(line)
+
+    def sync(self) -> None:
+        """Flush metrics and lines to the disk: a checkpoint must not outlive them."""
+        for file in (self._metrics, self._lines):
+            os.fsync(file.fileno())
+
+    def summary(
+        self, rows: Mapping[str, str], before: Mapping[str, float], after: Mapping[str, float]
+    ) -> None:
+        """The closing table: validation loss per task before and after, and the run's figures."""
+        table = Table("validation loss", "before", "after", "change")
+        for task, loss in after.items():
+            first = before.get(task)
+            known = ("", "") if first is None else (f"{first:.4f}", f"{loss - first:+.4f}")
+            table.add_row(task, known[0], f"{loss:.4f}", known[1])
+        console = Console(width=100, no_color=True, force_terminal=False)
+        with console.capture() as captured:
+            console.print(table)
+        for line in captured.get().rstrip().splitlines() if after else ():
+            self.say(line.rstrip())
+        for name, value in rows.items():
+            self.say(f"{name}: {value}")
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        if self._events is not None:
+            self._events.add(record)
+
+    def _write(self, line: str) -> None:
+        self._lines.write(line + "\n")
+        self._lines.flush()
+
+
+def step_line(record: Mapping[str, Any], steps: int) -> str:
+    """A step in one line that is easy to read and to grep."""
+    losses = " ".join(f"{task} {loss:.4f}" for task, loss in record["loss_per_task"].items())
+    return (
+        f"step {record['step']}/{steps} · loss {record['loss']:.4f} · {losses} · "
+        f"lr {record['learning_rate']:.2e} · norm {record['grad_norm']:.3f} · {record['seconds']:.3f} s · "
+        f"{record['samples_per_second']:.1f} samples/s · {record['tokens_per_second']:.0f} tokens/s · "
+        f"padding {record['padding']:.1%} · wait {record['data_wait']:.1%} · "
+        f"{record['flops_per_second'] / 1e9:.1f} GF/s · "
+        f"compiled {record['compilations']}"
+    )
+
+
+def _event_files(out: Path, start: int) -> EventFiles:
+    from trainer.report.events import EventFiles
+
+    return EventFiles(out, start)
+
+
+def _keep_records(path: Path, start: int) -> list[dict[str, Any]]:
+    """The metrics up to step `start`; later ones, and a line that was cut off, leave the file.
+
+    A run that starts at 0 keeps none, and notes of this very start are made again.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] < start or (record["step"] == start > 0 and record["kind"] not in NOTES):
+            records.append(record)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    write_text(path, text)
+    return records

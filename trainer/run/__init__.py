@@ -1,0 +1,1 @@
+"""A run's folder: opened, saved, resumed."""

@@ -1,0 +1,111 @@
+"""The folder of a run: which one it is, what it may hold already, and its config.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from janus.common.errors import UserError
+from janus.common.files import write_text
+from janus.common.lock import alone
+from trainer.config import CONFIG, TrainConfig
+from trainer.run.checkpoint import newest_checkpoint
+
+OUTPUTS = Path("outputs")
+
+
+def given_folder(config: TrainConfig, resume: bool) -> Path | None:
+    """The folder that --out names, None if a new one is to be taken. A run is never overwritten.
+
+    Raises UserError if the folder holds a run that is not to be resumed, or none that could be.
+    """
+    if not config.out:
+        if resume:
+            newest = max((path.parent for path in OUTPUTS.glob(f"*/{CONFIG}")), default=None, key=_age)
+            hint = f"; the newest is {newest}" if newest else ""
+            raise UserError(f"--resume needs --out, the folder of the run to go on with{hint}")
+        return None
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    if resume and not (out / CONFIG).is_file():
+        raise UserError(f"--resume: {out} holds no run ({CONFIG} is missing)")
+    if not resume and (out / CONFIG).exists():
+        raise UserError(
+            f"--out {out}: already holds a run; go on with it (--resume) or choose another folder"
+        )
+    return out
+
+
+def next_free_folder(task: str) -> Path:
+    """A new, empty `outputs/TASK-001`, or the first number after it that is free."""
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = OUTPUTS / f"{task}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # an older run, or one that started this moment
+            continue
+        return folder
+    raise AssertionError("count() does not end")
+
+
+def claim(out: Path, held: ExitStack) -> None:
+    """Make the folder where it is not there, and keep other trainers out of it until `held` is left.
+
+    Raises UserError if another trainer is at work in it, or it cannot be made or written to.
+    """
+    taken = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(out / ".lock", taken))
+    except OSError as error:
+        raise _not_writable(out, error) from None
+
+
+def _not_writable(out: Path, error: OSError) -> UserError:
+    return UserError(f"--out {out}: cannot be written to ({error}); choose another folder")
+
+
+def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Everything resolved, as a recipe that --config takes (its own place left out).
+
+    changes: what was changed on resume; they stand below as comments.
+    Raises UserError if the folder cannot be written to.
+    """
+    content = {name: value for name, value in config.asdict().items() if name != "out"}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    for change in changes:
+        what = f"{change['field']} was {change['old']!r}, now {change['new']!r}"
+        text += f"# from step {change['step']} on: {what}\n"
+    try:
+        write_text(out / CONFIG, text)
+    except OSError as error:
+        raise _not_writable(out, error) from None
+
+
+def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, Path]:
+    """(model, shards) to evaluate: those that are given, else the run's newest checkpoint and its shards.
+
+    Raises UserError if neither says.
+    """
+    if model and shards:
+        return model, shards
+    if not (out / CONFIG).is_file():
+        raise UserError(f"{out} holds no run ({CONFIG} is missing); give --model and --shards")
+    if model is None:
+        checkpoint = newest_checkpoint(out, click.echo, set_aside=False)
+        if checkpoint is None:
+            raise UserError(f"{out} has no checkpoint yet; give --model, or wait for one")
+        model = str(checkpoint.folder)
+    return model, shards or Path(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))["shards"])
+
+
+def _age(run: Path) -> float:
+    return (run / CONFIG).stat().st_mtime

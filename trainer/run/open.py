@@ -1,0 +1,195 @@
+"""What stands before the first step: open and check everything, and say what was derived from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from janus.checkpoint.folder import ModelFolder, open_model
+from janus.common.errors import UserError
+from janus.tokens import JanusTokenizer, load_tokenizer
+from shards.manifest import MANIFEST, TOKENIZER, hash_file
+from shards.read import ShardSet, verify_folder
+from trainer.config import TrainConfig
+from trainer.run.checkpoint import (
+    SHAPES,
+    Checkpoint,
+    RunState,
+    begun_shapes,
+    fingerprint,
+    newest_checkpoint,
+    resumed_state,
+)
+from trainer.run.folder import claim, given_folder, next_free_folder
+from trainer.stream.batch import ImageShape
+from trainer.stream.feed import Feed
+from trainer.stream.mix import cut
+
+if TYPE_CHECKING:
+    from trainer.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has opened.
+
+    edited: what of the shards differs from their manifest. checkpoint: what the run goes on from.
+    """
+
+    config: TrainConfig
+    out: Path
+    shards: ShardSet
+    edited: list[str]
+    folder: ModelFolder
+    tokenizer: JanusTokenizer
+    feed: Feed
+    state: RunState
+    checkpoint: Checkpoint | None
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps that lie behind."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def open_run(
+    config: TrainConfig, held: ExitStack, resume: bool = False, accepted: Collection[str] = ()
+) -> Run:
+    """Open and check shards, model and the checkpoint to resume; choose rows and shapes.
+
+    held: gets what keeps other trainers out of the run's folder. accepted: fields that may differ from the
+    run that is resumed.
+    Raises UserError for whatever does not fit together. The folder of a new run is made last, so that a
+    start that fails leaves none.
+    """
+    config = replace(config, device=_device(config))
+    out = given_folder(config, resume)
+    checkpoint = None
+    if out and resume:
+        claim(out, held)
+        checkpoint = newest_checkpoint(out, click.echo)
+    shards, edited = open_shards(Path(config.shards), config.allow_edited_shards)
+    now = fingerprint(config, _shards_sha256(shards, edited))
+    begun = begun_shapes(checkpoint, now, accepted) if checkpoint else {}
+    tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
+    folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
+    check_model(config.model, config.counts, folder, shards, tokenizer)
+    sizes = folder.config
+    image = ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
+    feed = Feed(shards, config, tokenizer.special, image, begun)
+    now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
+    state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
+    if not resume:
+        out = out or next_free_folder(config.task)
+        claim(out, held)
+        given_folder(config, resume)  # another may have begun there while this one opened its shards
+    assert out is not None
+    return Run(config, out, shards, edited, folder, tokenizer, feed, state, checkpoint)
+
+
+def open_shards(path: Path, allow_edited: bool = False) -> tuple[ShardSet, list[str]]:
+    """A folder of shards, all of it hashed again, and what differs from its manifest, one line each.
+
+    Raises UserError naming what differs, unless that is allowed.
+    """
+    problems = verify_folder(path)
+    if problems and not allow_edited:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            f"{path}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or train on "
+            "them as they are (--allow-edited-shards)"
+        )
+    return ShardSet.open(path, edited=bool(problems)), problems
+
+
+def _shards_sha256(shards: ShardSet, edited: list[str]) -> str:
+    """A digest of samples and tokenizer: of the manifest, which holds their hashes, unless some differ."""
+    manifest = hash_file(shards.folder / MANIFEST)
+    if not edited:
+        return manifest
+    there = (shards.folder / name for name in (TOKENIZER, *(e.path for e in shards.manifest.shards)))
+    files = [hash_file(path) for path in there if path.is_file()]
+    return hashlib.sha256(" ".join([manifest, *files]).encode()).hexdigest()
+
+
+def check_model(
+    name: str, tasks: Iterable[str], folder: ModelFolder, shards: ShardSet, tokenizer: JanusTokenizer
+) -> None:
+    """Raise UserError unless the shards were made for this model: its tokenizer, images and codes.
+
+    name: the model's, as the user gave it. tasks: what it is used for.
+    """
+    manifest = shards.manifest
+    own = folder.path / "tokenizer.json" if folder.path else None
+    if own and own.is_file() and hash_file(own) != manifest.tokenizer["sha256"]:
+        raise UserError(
+            f"{own}: not the tokenizer of {shards.folder}; build the shards with --tokenizer {name}"
+        )
+    if tokenizer.highest_id >= folder.config.text.vocab_size:
+        raise UserError(
+            f"model {name}: its embedding table has {folder.config.text.vocab_size} rows, the "
+            f"tokenizer of {shards.folder} has ids up to {tokenizer.highest_id}"
+        )
+    if "t2i" in tasks:
+        if manifest.vq is None:
+            raise UserError(
+                f"{shards.folder}: built without image tokens, which t2i needs; build with --model"
+            )
+        if manifest.vq["encoder_sha256"] != folder.vq_encoder_sha256():
+            raise UserError(
+                f"{shards.folder}: its image tokens are not those of {name}'s VQ encoder; "
+                f"build the shards with --model {name}"
+            )
+
+
+def _device(config: TrainConfig) -> str:
+    import mindspore as ms
+
+    device = config.device if config.device != "auto" else ms.get_context("device_target")
+    if device == "CPU" and config.dtype == "bfloat16":
+        raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
+    return device
+
+
+def describe_data(run: Run, say: Callable[[str], None]) -> None:
+    """Say everything that was derived from configuration and shards."""
+    config, feed = run.config, run.feed
+    if run.checkpoint:
+        say(f"resume: step {run.steps_done} of {run.checkpoint.folder}")
+    say(f"run: {run.out}, task {config.task}, stage {config.stage}, seed {config.seed}")
+    say(f"device: {config.device}, {config.mode} mode, {config.dtype}, weights and moments float32")
+    say(f"model: {run.folder.description}")
+    checked = "edited" if run.edited else "verified"
+    say(f"shards: {run.shards.folder}, {len(run.shards.manifest.shards)} files, {checked}")
+    counts = " + ".join(f"{count} {task}" for task, count in config.counts.items())
+    say(f"step: {config.batch_size} samples = {counts}; {config.steps} steps")
+    for task, shape in feed.shapes.items():
+        calls, _ = cut(config.counts[task], config.micro_batch)
+        used, held_out = len(feed.train[task]), len(feed.validation.get(task, ()))
+        asked = config.samples.get(task, used)
+        fewer = f" (of {asked} asked for, no more are there)" if asked > used else ""
+        say(
+            f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {held_out} for "
+            f"validation; {calls} × {shape.samples} samples in {shape.tokens} tokens, "
+            f"{shape.states} states, attention {shape.rows} × {shape.length}² a call"
+        )
+    say(
+        f"rate: {config.learning_rate:g} {config.schedule}, {config.warmup_steps} steps of warm-up"
+        f"{' (more than the run has)' if config.warmup_steps > config.steps else ''}; AdamW "
+        f"{config.beta1:g}/{config.beta2:g}, decay {config.weight_decay:g}, clip {config.clip_norm:g}"
+    )
+
+
+def describe_network(run: Run, network: TrainStep, say: Callable[[str], None]) -> None:
+    """Say how many parameters of each part are trained and frozen."""
+    parts = network.parameters.items()
+    trained = ", ".join(f"{part} {count:,}" for part, (count, _) in parts if count)
+    frozen = ", ".join(f"{part} {count:,}" for part, (_, count) in parts if count)
+    say(f"trained: {trained}")
+    say(f"frozen: {frozen or 'nothing'}")

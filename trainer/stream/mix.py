@@ -1,0 +1,59 @@
+"""From a ratio and a batch size to the exact number of samples of each task in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import gcd
+
+from janus.common.errors import UserError
+
+TASK_ORDER = ("vqa", "text", "t2i")
+"""The order in which ratios are written and tasks run within a step."""
+
+
+def step_ratio(task: str, ratio: Mapping[str, int], samples: Mapping[str, int]) -> dict[str, int]:
+    """Samples per task in the smallest exact step, tasks that take no part left out.
+
+    One task alone is 1. Where `samples` names a fixed number for every task, the ratio follows from
+    them, so that each sample is seen equally often. Raises UserError if no task is left.
+    """
+    if task != "mixed":
+        return {task: 1}
+    chosen = samples or ratio
+    parts = {name: chosen[name] for name in TASK_ORDER if chosen.get(name, 0)}
+    if not parts:
+        raise UserError("ratio: every task has 0; give at least one task a share, for example 5:1:4")
+    shared = gcd(*parts.values())
+    return {name: part // shared for name, part in parts.items()}
+
+
+def default_batch_size(ratio: Mapping[str, int], at_least: int = 8) -> int:
+    """The smallest batch of at least `at_least` samples that holds the ratio exactly."""
+    total = sum(ratio.values())
+    return -(-at_least // total) * total
+
+
+def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]:
+    """Samples of each task in every step.
+
+    Raises UserError naming batch sizes that would do if this one cannot hold the ratio exactly.
+    """
+    total = sum(ratio.values())
+    if batch_size % total:
+        below, above = batch_size // total * total, -(-batch_size // total) * total
+        fitting = " or ".join(str(size) for size in (below, above) if size)
+        written = ":".join(str(ratio.get(task, 0)) for task in TASK_ORDER)
+        raise UserError(
+            f"batch_size: {batch_size} samples cannot be {'+'.join(map(str, ratio.values()))} parts of "
+            f"{written} (vqa:text:t2i) in every step; use {fitting}"
+        )
+    return {task: part * batch_size // total for task, part in ratio.items()}
+
+
+def cut(count: int, micro_batch: int) -> tuple[int, int]:
+    """(calls, rows): how `count` samples are cut into equal micro-batches of at most `micro_batch` rows.
+
+    Evenly, so that as few rows as possible are empty: 5 by at most 4 is 2 calls of 3 rows.
+    """
+    calls = -(-count // micro_batch)
+    return calls, -(-count // calls)
