@@ -23,7 +23,7 @@ TOKENIZER := $(if $(wildcard $(MODEL)/tokenizer.json),$(MODEL),$(SAMPLE)/tokeniz
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample shards preview train test test-browser test-faults test-parity demo bench lint audit clean
+.PHONY: help setup sample shards preview train test test-browser test-slow test-parity demo bench lint audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -63,11 +63,11 @@ demo: $(READY) ## from nothing to answers and pictures in 10 minutes; fails wher
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-test-faults: $(READY) ## kill, fill, damage and deceive it: the guarantees README lists
-	$(BIN)/python -m pytest tests/faults -m '' --durations=10
+test-slow: $(READY) ## what takes long: kill, fill, damage and deceive it
+	$(BIN)/python -m pytest -m slow --durations=10
 
 test-browser: $(READY) ## look at the written pages with a real headless Chromium; fails where there is none
-	JANUS_TEST_BROWSER=required $(BIN)/python -m pytest tests/test_browser.py
+	JANUS_TEST_BROWSER=required $(BIN)/python -m pytest tests/report/test_browser.py
 
 # torch is only a peer to compare with, in an environment of its own.
 test-parity: .venv-parity/.installed ## compare with transformers and torch (installs torch into .venv-parity)

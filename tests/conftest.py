@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--freeze`: write tests/frozen.json anew instead of comparing with it."""
+    """`--freeze`: write tests/house/frozen.json anew instead of comparing with it."""
     parser.addoption("--freeze", action="store_true", help="freeze the numbers that test_frozen.py compares")
 
 

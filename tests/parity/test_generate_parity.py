@@ -10,14 +10,10 @@ Shapes: V classes, H×W pixels.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install '.[parity]'")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # helpers of the suite
 
 from paths import GOLDEN, needs_shared  # noqa: E402
 

@@ -7,14 +7,12 @@ Shapes: B rows, S positions, I images, T tokens of an image.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install '.[parity]'")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # helpers of the suite
 
 from click.testing import CliRunner  # noqa: E402
 from paths import GOLDEN, needs_shared  # noqa: E402

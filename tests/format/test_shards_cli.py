@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from paths import ROOT
 from PIL import Image
 from shard_factory import make_folder, make_mixed, make_row
 
@@ -85,7 +86,7 @@ def test_verify_says_yes_or_names_what_differs(tmp_path: Path) -> None:
 
 def test_module_answers_with_one_line_for_a_folder_that_is_not_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shards", "inspect", str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.startswith(f"Error: {tmp_path}/nothing: no such folder")
     assert done.stderr.count("\n") == 1
@@ -94,7 +95,7 @@ def test_module_answers_with_one_line_for_a_folder_that_is_not_there(tmp_path: P
 def test_help_does_not_wait_for_arrow() -> None:
     code = "import sys; from shards.cli import main; main(['--help'], standalone_mode=False); "
     code += "print(sorted({'pyarrow', 'polars', 'numpy', 'webdataset', 'mindspore'} & set(sys.modules)))"
-    root = Path(__file__).parent.parent
+    root = ROOT
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
     assert all(name in done.stdout for name in ("inspect", "show", "verify"))

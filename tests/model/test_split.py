@@ -1,6 +1,6 @@
 """Samples beside each other in a call do not touch: another neighbour changes a sample's logits by nothing.
 
-That 1×6, 6×1 and 3×2 give the same losses and parameters is in tests/test_trainer_data.py.
+That 1×6, 6×1 and 3×2 give the same losses and parameters is in tests/stream/test_trainer_data.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from paths import ROOT
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable
 
@@ -67,9 +68,13 @@ def mixed(work: Path) -> str:
     """A mixed run in a process of its own, with a checkpoint half-way; its output."""
     command = [sys.executable, "-m", "trainer", "train", "--model", "model", "--shards", "shards"]
     command += ["--steps", str(STEPS), "--learning-rate", "1e-2", "--save-every", "2", "--out", "mixed"]
-    root = str(Path(__file__).resolve().parent.parent)
     run = subprocess.run(
-        command, cwd=work, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+        command,
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout

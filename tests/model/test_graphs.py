@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 from mindspore.graph.api import ms_compile_cache
+from paths import ROOT
 from trainer_shards import make_model, make_trainable
 
 from janus.common.graph_cache import KEPT_SECONDS, Graphs, graph_folder, sources_digest
@@ -181,8 +182,7 @@ def _train(work: Path, out: str) -> list[dict]:
     """The steps' records of a run in a process of its own, validation before it included."""
     command = [sys.executable, "-m", "trainer", "train", "--model", "model", "--shards", "shards"]
     command += ["--steps", "3", "--learning-rate", "1e-2", "--out", out]
-    root = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "JANUS_CACHE": str(work / "graphs")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JANUS_CACHE": str(work / "graphs")}
     run = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     records = map(json.loads, (work / out / "metrics.jsonl").read_text().splitlines())

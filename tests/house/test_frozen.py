@@ -1,7 +1,7 @@
 """Numbers that may not change unnoticed: the plan's order, the sample's shards, the weights of a short run.
 
 A change that is meant to leave the numbers alone leaves `frozen.json` alone. One that must change them
-says so in its commit and writes the file again: `python -m pytest tests/test_frozen.py -m '' --freeze`.
+says so in its commit and writes the file again: `python -m pytest tests/house/test_frozen.py -m '' --freeze`.
 
 Order and shards are the same on every processor. Weights round differently on another one: their bits are
 frozen for each processor they were computed on; elsewhere losses and norms are held to a tolerance.
