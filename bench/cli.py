@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from bench.link import ROOT, SideError
-from bench.results import Figure, from_json, put_into_readme, table, write
-from bench.rows import NAMES, measure
-from bench.session import Session
-from bench.workload import find, prepare
+from bench.measures.link import ROOT, SideError
+from bench.measures.results import Figure, from_json, put_into_readme, table, write
+from bench.measures.rows import NAMES, measure
+from bench.measures.session import Session
+from bench.measures.workload import find, prepare
 from janus.common.files import write_text
 from janus.model.config import PRESETS
 

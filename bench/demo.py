@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from bench.link import ROOT
+from bench.measures.link import ROOT
 from janus.checkpoint.folder import write_json
 from janus.common.files import write_file
 from janus.generate.pictures import save_picture

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import click
 
-from bench.link import ROOT
+from bench.measures.link import ROOT
+from bench.measures.workload import run as run_command
 from bench.mistaken import LOW_RATE, Bench, Case, Outcome, mean_scales, rounded, without_first_tokens
 from bench.mistakes_chart import TASKS, draw
-from bench.workload import run as run_command
 from janus.common.files import write_file, write_text
 
 RIGHT, OTHER, FIRST = "right", "right, other samples", "first token untrained"

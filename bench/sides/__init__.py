@@ -1,1 +1,1 @@
-"""Processes that each keep one implementation warm; `bench/link.py` drives them."""
+"""Processes that each keep one implementation warm; `bench/measures/link.py` drives them."""

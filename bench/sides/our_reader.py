@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.link import Job, serve
-from bench.workload import Workload
+from bench.measures.link import Job, serve
+from bench.measures.workload import Workload
 
 BATCH, STEPS = 8, 2000
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.flops import text_step_flops
-from bench.link import Job, serve
-from bench.workload import Workload
+from bench.measures.flops import text_step_flops
+from bench.measures.link import Job, serve
+from bench.measures.workload import Workload
 
 RATE = 1e-4
 

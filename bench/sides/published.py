@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.link import Job, serve
-from bench.workload import Workload
+from bench.measures.link import Job, serve
+from bench.measures.workload import Workload
 
 LENGTH, RATE = 1024, 1e-4
 

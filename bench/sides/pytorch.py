@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.link import Job, serve
+from bench.measures.link import Job, serve
 
 # torchvision's wheels do not load beside torch's CPU build. transformers does without where there is none.
 sys.modules["torchvision"] = None  # type: ignore[assignment]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.link import Job, serve
+from bench.measures.link import Job, serve
 
 BATCH, IGNORE, ROWS = 8, -100, 800
 ARRAYS = {"input_ids": np.int32, "supervised": np.int32, "image": np.uint8, "image_tokens": np.uint16}

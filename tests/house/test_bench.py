@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from bench import results, workload
 from bench.cli import main
-from bench.link import Side, SideError, interleave
-from bench.results import Figure, at_least, at_most
-from bench.rows import MEASUREMENTS, NAMES
+from bench.measures import results, workload
+from bench.measures.link import Side, SideError, interleave
+from bench.measures.reader import reader_figure
+from bench.measures.results import Figure, at_least, at_most
+from bench.measures.rows import MEASUREMENTS, NAMES
+from bench.measures.workload import write_larger
 from bench.sides.readers import batches
-from bench.workload import write_larger
 from janus.model.config import PRESETS
 from pipelines.cli import main as pipelines
 
@@ -93,6 +94,14 @@ def test_sides_take_turns() -> None:
     assert "".join(calls) == "ABBAAB"
 
 
+def test_the_reader_is_measured_against_the_peer_that_is_fastest_in_the_same_rounds() -> None:
+    rates = {"ours": [800.0, 400.0, 900.0], "slow": [50.0, 90.0, 60.0], "fast": [200.0, 80.0, 210.0]}
+    figure = reader_figure("t2i", rates, ())
+    assert figure.value == pytest.approx(900 / 210)
+    assert figure.beside == {"ours, samples/s": 800, "slow, samples/s": 60, "fast, samples/s": 200}
+    assert reader_figure("t2i", {"ours": rates["ours"]}, ("no peer",)).met is None
+
+
 def test_a_side_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(SideError, match="nowhere"):
         Side("readers", ["nowhere", "rows", str(tmp_path / "new"), "8"], tmp_path / "side.log")
@@ -129,6 +138,7 @@ def test_a_larger_copy_of_the_sample_has_no_row_twice(sample_data: Path, tmp_pat
     assert len(set(pictures["image_sha256"].to_pylist())) == 70
 
 
+@pytest.mark.slow
 def test_rows_from_command_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedded sample to shards to figures, `tiny` for speed; the reader rows start a side of their own."""
     monkeypatch.setattr(workload, "HUB", tmp_path / "nowhere")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.flops import text_step_flops
+from bench.measures.flops import text_step_flops
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.model.stages import trained_parts
 from trainer.flops import batch_flops

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.link import ROOT, interleave
-from bench.results import Figure, at_least, at_most, median
-from bench.session import Session
-from bench.workload import run, write_larger
+from bench.measures.link import ROOT, interleave
+from bench.measures.results import Figure, at_least, at_most, median, ratio
+from bench.measures.session import Session
+from bench.measures.workload import run, write_larger
 
 QUESTIONS, PICTURES = 100_000, 1_200
 """Rows of the larger copy of the data: so many that starting the processes does not decide."""
@@ -46,7 +46,7 @@ def pictures(session: Session) -> list[Figure]:
             "etl-images",
             "ETL, pictures to prepared shards / bare Pillow decode and resize",
             at_least(0.85),
-            _ratio(seconds),
+            ratio(*reversed(seconds.values())),
             f"`pipelines build` from {PICTURES:,} ingested pictures (VQA-RAD's, repeated) to published "
             "shards: stages images and write, ingest and tokenize found done; beside a program that only "
             "decodes the same bytes and resizes them (bicubic, same size) over all cores and keeps nothing. "
@@ -91,7 +91,7 @@ def tokens(session: Session) -> list[Figure]:
             "etl-tokens",
             "ETL, tokenising / the tokenizer's own batch call",
             at_least(0.8),
-            _ratio(seconds),
+            ratio(*reversed(seconds.values())),
             f"`pipelines tokenize` over {rows:,} rows (PubMedQA's and VQA-RAD's, repeated) beside a program "
             "that reads the same rows and gives their texts to `encode_batch_fast` at once, all cores; whole "
             "commands. The stage encodes a text that many rows share, as the system text is, once a batch.",
@@ -156,12 +156,6 @@ def _seconds(module: str, *arguments: str) -> float:
     began = time.perf_counter()
     run(module, *arguments)
     return time.perf_counter() - began
-
-
-def _ratio(seconds: dict[str, list[float]]) -> float:
-    """Our rate over the peer's, of each round; their median."""
-    ours, peer = seconds.values()
-    return median(b / a for a, b in zip(ours, peer, strict=True))
 
 
 def _rates(seconds: dict[str, list[float]], count: int, unit: str) -> dict[str, float]:

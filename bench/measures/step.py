@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from bench.link import Side, interleave
-from bench.results import Figure, at_least, at_most, median
-from bench.session import THREADS, Session
-from bench.workload import OWN_RATIO, PUBLISHED_RATIO
+from bench.measures.link import Side, interleave
+from bench.measures.results import Figure, at_least, at_most, median, ratio
+from bench.measures.session import THREADS, Session
+from bench.measures.workload import OWN_RATIO, PUBLISHED_RATIO
 
 PLANNED_STEPS = 100
 TEXTS = 32
@@ -76,7 +76,7 @@ def steps(session: Session, wanted: set[str]) -> list[Figure]:
 
 
 def _mixed(seconds: dict[str, list[float]], detail: dict[str, Any]) -> Figure:
-    value = _ratio(seconds, "ours", "parts") if "parts" in seconds else None
+    value = ratio(seconds["ours"], seconds["parts"]) if "parts" in seconds else None
     return Figure(
         "mixed",
         "time of a mixed step / sum of its single-task micro-steps",
@@ -93,7 +93,7 @@ def _beside(
     rates: dict[str, float], seconds: dict[str, list[float]], detail: dict[str, Any], skipped: tuple[str, ...]
 ) -> list[Figure]:
     ours = {"ours, samples/s": rates["ours"]}
-    known = {name: _ratio(seconds, name, "ours") for name in seconds}
+    known = {name: ratio(times, seconds["ours"]) for name, times in seconds.items()}
     torch, published = known.get("PyTorch"), known.get("published recipe")
     return [
         Figure(
@@ -209,8 +209,3 @@ def _torch_stepper(session: Session, ours: Side, torch: Side) -> Callable[[], fl
         return torch.do("mixed", path=str(path))
 
     return next_step
-
-
-def _ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
-    """Median of the rounds' ratios: what a round's noise does, it does to both."""
-    return median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))

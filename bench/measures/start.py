@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.link import ROOT, THREADS
-from bench.results import Figure, at_most, median
-from bench.session import Session
-from bench.workload import PUBLISHED_RATIO
+from bench.measures.link import ROOT, THREADS
+from bench.measures.results import Figure, at_most, median
+from bench.measures.session import Session
+from bench.measures.workload import PUBLISHED_RATIO
 
 
 def second_start(session: Session) -> list[Figure]:

@@ -71,6 +71,11 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
+def ratio(over: Iterable[float], under: Iterable[float]) -> float:
+    """Median of the rounds' ratios: what noise does to a round, it does to both sides."""
+    return median(a / b for a, b in zip(over, under, strict=True))
+
+
 def number(value: float) -> str:
     """Three figures that count: 12,345 · 123 · 1.23 · 0.0123."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -18,7 +18,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.link import ROOT
+from bench.measures.link import ROOT
 
 if TYPE_CHECKING:
     from shards.read import ShardSet

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench import etl, reader, start, step
-from bench.results import Figure
-from bench.session import Session
+from bench.measures import etl, reader, start, step
+from bench.measures.results import Figure
+from bench.measures.session import Session
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.link import Side, SideError
-from bench.workload import Workload
+from bench.measures.link import Side, SideError
+from bench.measures.workload import Workload
 
 THREADS = 2
 
