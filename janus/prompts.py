@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from janus.tokens import JanusTokenizer, SpecialTokens
+if TYPE_CHECKING:  # options of a command know the tasks, and load no tokenizer for them
+    from janus.tokens import JanusTokenizer, SpecialTokens
 
 TASKS = ("text", "vqa", "t2i")
+"""Text alone, questions about an image, images from text. Shards list them in this order."""
+
+TASK_ORDER = ("vqa", "text", "t2i")
+"""The order in which ratios are written (the technical report's) and tasks run within a step."""
+
+SPLITS = ("train", "validation", "test")
 
 SYSTEM_TEXT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content "

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shards.schema import SPLITS
+from janus.prompts import SPLITS
 
 
 def print_summary(notes: dict[str, Any]) -> None:

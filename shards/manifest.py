@@ -17,6 +17,7 @@ from typing import Any
 
 from janus.common.errors import UserError
 from janus.common.files import write_text
+from janus.prompts import SPLITS, TASKS
 from shards.schema import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -24,7 +25,7 @@ TOKENIZER = "tokenizer/tokenizer.json"
 PICTURES = "pictures.parquet"
 """Perceptual hashes of the pictures, written by `shards/leaks.py`; a folder may lack it."""
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
-SHARD_PATH = re.compile(r"(train|validation|test)/(text|vqa|t2i)-\d{5}\.(arrow|tar)")
+SHARD_PATH = re.compile(rf"({'|'.join(SPLITS)})/({'|'.join(TASKS)})-\d{{5}}\.(arrow|tar)")
 _REBUILD = "build the shards again, or copy the folder whole"
 
 

@@ -18,8 +18,6 @@ import pyarrow as pa
 import xxhash
 
 SCHEMA_VERSION = 1
-TASKS = ("text", "vqa", "t2i")
-SPLITS = ("train", "validation", "test")
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:

@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from janus.common.errors import UserError
+from janus.prompts import SPLITS, TASKS
 from shards.schema import TEXT_FIELDS, Fields
 
 _MEMBER = re.compile(
-    r"((?:train|validation|test)-(?:text|vqa|t2i)-\d{5}-\d{8})\.(json|image\.npy|image_tokens\.npy)"
+    rf"((?:{'|'.join(SPLITS)})-(?:{'|'.join(TASKS)})-\d{{5}}-\d{{8}})\.(json|image\.npy|image_tokens\.npy)"
 )
 _ARRAYS = {"image": np.dtype("u1"), "image_tokens": np.dtype("<u2")}
 

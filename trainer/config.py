@@ -11,9 +11,10 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from janus.common.errors import UserError
+from janus.prompts import TASK_ORDER, TASKS
 from trainer import values
 from trainer.stages import STAGES
-from trainer.stream.mix import TASK_ORDER, counts_per_step, default_batch_size, step_ratio
+from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
 from trainer.values import Kind
 
 CONFIG = "config.yaml"
@@ -35,7 +36,7 @@ def _option(default: Any, kind: Kind, group: str, help: str, shown: str | None =
 class TrainConfig:
     """One training run, everything resolved. Made by `resolve`; the field's metadata holds its help."""
 
-    task: str = _option("mixed", values.choice("text", "vqa", "t2i", "mixed"), WHAT, "What to train on.")
+    task: str = _option("mixed", values.choice(*TASKS, "mixed"), WHAT, "What to train on.")
     stage: int = _option(
         3,
         values.numbered_choice(*STAGES),

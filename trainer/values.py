@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.stream.mix import TASK_ORDER
+from janus.prompts import TASK_ORDER
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from janus.model.config import JanusConfig
 from janus.model.stages import trained_parts
+from janus.prompts import TASKS
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -75,7 +76,7 @@ def stage_bytes(
     network = sum(count for part, count in parts.items() if part != "vq")
     tasks = {
         task: activations(config, task, load, trained_names)
-        for task in ("text", "vqa", "t2i")
+        for task in TASKS
         if task != "text" or "llama" in trained_names  # frozen, text has nothing to train
     }
     task = max(tasks, key=lambda name: tasks[name])

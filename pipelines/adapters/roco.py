@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from janus.prompts import SPLITS
 from pipelines.adapters.common import IMAGE_READ_ROWS, find_files, open_parquet, parquet_batches, raw_batch
 
 COLUMNS = {"image.bytes": "binary", "image_id": "string", "caption": "string"}
-SPLITS = ("train", "validation", "test")
 
 
 def files(folder: Path) -> list[Path]:

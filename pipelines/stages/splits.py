@@ -27,9 +27,8 @@ import xxhash
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from janus.prompts import SPLITS
 from shards.leaks import hash_keys, normalised
-
-SIDES = ("train", "validation", "test")
 
 
 def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFrame:
@@ -48,7 +47,7 @@ def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFram
     kept = kept.with_columns(split=pl.when(~freed.fill_null(False)).then("split"))
     sides = _sides(kept, keys, lacking, seed, fraction)
     leaks = kept.filter(pl.Series(_leaks(sides, keys))).select("row", reason=pl.lit("leak"))
-    placed = kept.select("row", side=pl.Series(np.array(SIDES)[sides], dtype=pl.String))
+    placed = kept.select("row", side=pl.Series(np.array(SPLITS)[sides], dtype=pl.String))
     return (
         rows.join(pl.concat([reasons, leaks]), on="row", how="left")
         .join(placed, on="row", how="left")
@@ -102,7 +101,7 @@ def _sides(
     kept: pl.DataFrame, keys: np.ndarray, lacking: list[str], seed: int, fraction: float
 ) -> np.ndarray:
     """int8 (rows,): upstream's side, else that of the row's component."""
-    upstream = kept["split"].replace_strict({name: i for i, name in enumerate(SIDES)}, return_dtype=pl.Int8)
+    upstream = kept["split"].replace_strict({name: i for i, name in enumerate(SPLITS)}, return_dtype=pl.Int8)
     free = upstream.is_null().to_numpy()
     sides = upstream.fill_null(0).to_numpy().copy()
     if free.any():

@@ -18,6 +18,7 @@ import pyarrow as pa
 from janus.checkpoint.folder import copy_tokenizer
 from janus.common.lock import alone
 from janus.images import ImagePreparation
+from janus.prompts import SPLITS, TASKS
 from janus.tokens import TOKENIZER_FILES
 from pipelines.progress import track
 from pipelines.rejects import counts_by_reason, examples_by_reason, gather_rejects, write_rejects
@@ -26,7 +27,7 @@ from pipelines.stages.order import plan_rows
 from pipelines.tables import CODE_SCHEMA, KINDS, ROW_SCHEMA, TOKEN_SCHEMA, ImageRows, RandomRows, read_table
 from shards.leaks import write_pictures
 from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, hash_file, write_manifest
-from shards.schema import CONTENT_SCHEMA, SPLITS, TASKS
+from shards.schema import CONTENT_SCHEMA
 from shards.write import BATCH_ROWS, publish, write_shards
 
 BEFORE = ("ingest", "tokenize", "images", "vq")

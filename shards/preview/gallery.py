@@ -15,8 +15,8 @@ import polars as pl
 
 from janus.common.errors import UserError
 from janus.common.page import picture_uri
+from janus.prompts import SPLITS
 from shards.preview.marks import Piece, marked_pieces
-from shards.schema import SPLITS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

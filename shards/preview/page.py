@@ -14,11 +14,11 @@ import polars as pl
 
 from janus.common.errors import UserError
 from janus.common.page import render_page, write_whole
+from janus.prompts import SPLITS, TASKS
 from shards.manifest import TOKENIZER
 from shards.preview.gallery import cards, choose, code_decoder
 from shards.preview.summary import row_table, summarize, vq_warning
 from shards.read import ShardSet
-from shards.schema import SPLITS, TASKS
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest

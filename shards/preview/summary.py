@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from janus.model.config import VQ_WEIGHTS
+from janus.prompts import SPLITS
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -24,7 +25,7 @@ def summarize(rows: pl.DataFrame, length: int) -> pl.DataFrame:
     return (
         rows.group_by("task", "source")
         .agg(
-            *[(pl.col("split") == name).sum().alias(name) for name in ("train", "validation", "test")],
+            *[(pl.col("split") == name).sum().alias(name) for name in SPLITS],
             tokens.min().alias("min"),
             tokens.median().alias("median"),
             tokens.quantile(0.95, "nearest").cast(pl.Int64).alias("p95"),

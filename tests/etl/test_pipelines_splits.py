@@ -8,7 +8,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.stages.splits import SIDES, assign_splits, lacking_train
+from janus.prompts import SPLITS
+from pipelines.stages.splits import assign_splits, lacking_train
 
 SCHEMA = {
     **dict.fromkeys(("sample_id", "source", "source_key", "task", "sha256", "image_sha256"), pl.String),
@@ -50,7 +51,7 @@ ROW = st.fixed_dictionaries(
 @given(st.lists(ROW, max_size=60), st.integers(0, 3), st.sampled_from([0.05, 0.2, 0.5]), st.randoms())
 def test_no_key_on_two_sides_and_every_row_explained(rows, seed, fraction, random) -> None:
     for row in rows:
-        row["split"] = random.choice(SIDES) if row["source"] == "roco" else None
+        row["split"] = random.choice(SPLITS) if row["source"] == "roco" else None
     placed = assign_splits(frame(rows), seed, fraction)
     assert placed.height == len(rows)
     assert (placed["side"].is_null() == placed["reason"].is_not_null()).all()

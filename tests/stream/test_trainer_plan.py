@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from trainer_shards import realistic_lengths
 
 from janus.common.errors import UserError
+from janus.prompts import TASK_ORDER
 from trainer.schedule import learning_rate
-from trainer.stream.mix import TASK_ORDER, counts_per_step, cut, default_batch_size, step_ratio
+from trainer.stream.mix import counts_per_step, cut, default_batch_size, step_ratio
 from trainer.stream.plan import Plan, by_hash, calls_apart, deal, null_prompt, random_words
 
 RATIOS = st.tuples(*[st.integers(0, 6)] * 3).filter(any)

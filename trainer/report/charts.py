@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from janus.prompts import TASK_ORDER
 from trainer.report.history import History
-from trainer.stream.mix import TASK_ORDER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

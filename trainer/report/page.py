@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.page import data_uri, picture_uri, render_page, write_whole
+from janus.prompts import TASK_ORDER
 from trainer.report.charts import DARK, LIGHT, RUN_COLORS, charts, draw
 from trainer.report.history import History, numbers, read_history, run_names
-from trainer.stream.mix import TASK_ORDER
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BYTES = 1_500_000

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from math import gcd
 
 from janus.common.errors import UserError
-
-TASK_ORDER = ("vqa", "text", "t2i")
-"""The order in which ratios are written and tasks run within a step."""
+from janus.prompts import TASK_ORDER
 
 
 def step_ratio(task: str, ratio: Mapping[str, int], samples: Mapping[str, int]) -> dict[str, int]:
