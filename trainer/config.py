@@ -1,7 +1,7 @@
 """Every option of a run: its name, default, help and what it accepts, in one dataclass.
 
 The command line and the YAML keys are both made from these fields. What is not given comes, in this
-order, from the YAML recipe, the stage's row of the report (`trainer/stages.py`), the defaults here.
+order, from the YAML recipe, the stage's row of the report (`janus/model/stages.py`), the defaults here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from janus.common.errors import UserError
+from janus.model.stages import STAGES
 from janus.prompts import TASK_ORDER, TASKS
 from trainer import values
-from trainer.stages import STAGES
 from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
 from trainer.values import Kind
 
@@ -73,13 +73,6 @@ class TrainConfig:
         "Use only so many samples per task, for example vqa=100,text=20,t2i=80: always the same ones, by "
         "the hash of their id. A mixed run then takes its ratio from them, and only the tasks named.",
         shown="all",
-    )
-    allow_edited_shards: bool = _option(
-        False,
-        values.flag(),
-        DATA,
-        "Train on shards that differ from their manifest, as they are; what differs is logged.",
-        shown="no",
     )
     max_length: int = _option(
         1024, values.whole(1), DATA, "Longest sample in tokens; longer ones stop the start, none is cut."

@@ -11,7 +11,7 @@ NOT_IN_A_GRAPH = {
     *("model", "shards", "sources", "ratio", "samples", "max_length", "null_prompt_prob"),
     *("steps", "batch_size", "micro_batch", "learning_rate", "schedule", "warmup_steps", "eps"),
     *("weight_decay", "clip_norm", "out", "seed", "save_every", "keep", "log_every", "eval_every"),
-    *("eval_samples", "tensorboard", "skip_nonfinite", "allow_edited_shards"),
+    *("eval_samples", "tensorboard", "skip_nonfinite"),
 }
 """Options that reach a graph only as arguments and their shapes; every other one is part of its key."""
 

@@ -8,6 +8,7 @@ second applies them (clipping, AdamW) or they are thrown away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from trainer.stream.batch import Batch
 if TYPE_CHECKING:
     from janus.model.janus import Janus
     from trainer.config import TrainConfig
+    from trainer.stream.feed import StepData
 
 GRAD_NORM = 3
 NUMBERS = {"text": 0, "vqa": 1, "t2i": 2, "grad_norm": GRAD_NORM}
@@ -44,9 +46,9 @@ class StepNumbers:
     grad_norm: float
 
     @property
-    def loss(self) -> float:
-        """Loss per supervised token of all tasks together."""
-        return sum(self.loss_sum.values()) / sum(self.supervised.values())
+    def finite(self) -> bool:
+        """Whether the step may be applied: every task's loss and the gradient's norm are finite."""
+        return all(map(math.isfinite, (*self.loss_sum.values(), self.grad_norm)))
 
 
 class _Accumulate(nn.Cell):
@@ -214,6 +216,12 @@ class TrainStep:
         """
         self._supervised[task] += batch.supervised
         self._accumulate[task](_scalar(scale), *_tensors(batch))
+
+    def gradients(self, data: StepData) -> StepNumbers:
+        """Add up the gradients of the step's micro-batches, of the mean loss per supervised token."""
+        for task, batch in data.batches:
+            self.accumulate(task, batch, 1.0 / data.supervised)
+        return self.finish()
 
     def finish(self) -> StepNumbers:
         """Loss and gradient norm of all micro-batches since the last step, once the device has added them up.

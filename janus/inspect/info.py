@@ -9,7 +9,7 @@ from typing import Any
 
 from janus.checkpoint.folder import ModelFolder
 from janus.inspect.memory import Load, stage_bytes
-from janus.model.stages import TRAINED
+from janus.model.stages import STAGES
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ def describe(folder: ModelFolder, load: Load, train_gen_embed: bool) -> dict[str
     for name, shape in parameter_shapes(folder.config).items():
         parts[part_of(name)] += prod(shape)
     stages = {}
-    for stage in TRAINED:
+    for stage in STAGES:
         needed = stage_bytes(folder.config, parts, stage, load, train_gen_embed)
         stages[str(stage)] = asdict(needed) | {"total": needed.total}
     checkpoint = folder.checkpoint

@@ -10,11 +10,10 @@ from click.testing import CliRunner
 
 from janus.common.errors import UserError
 from janus.model.janus import PARTS
-from janus.model.stages import trained_parts
+from janus.model.stages import STAGES, trained_parts
 from trainer.cli import main
 from trainer.config import FIELDS, resolve
 from trainer.options import RECIPES, find_recipe, load_recipe
-from trainer.stages import STAGES
 
 
 def _recipe(tmp_path: Path, text: str) -> Path:

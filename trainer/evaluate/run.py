@@ -122,7 +122,7 @@ def _shown(value: float) -> str:
 
 
 def _open(config: EvalConfig) -> _Opened:
-    shards, _ = open_shards(config.shards)
+    shards = open_shards(config.shards)
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(config.model, tokenizer.folder)
     tasks = [task for split, task in shards.splits_tasks() if split == config.split]

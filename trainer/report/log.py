@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from janus.common.files import write_text
+from trainer.report.meters import step_time
 from trainer.report.records import METRICS
 from trainer.report.terminal import LiveProgress
 
 if TYPE_CHECKING:
     from trainer.report.events import EventFiles
 
-NOTES = ("changed", "edited_shards")
-"""Kinds of records that belong to a start, not to a step."""
+CHANGED = "changed"
+"""The kind of record that belongs to a start, not to a step: an option overridden on resume."""
 
 
 class RunLog:
@@ -36,6 +38,7 @@ class RunLog:
 
         tensorboard: write event files too.
         """
+        self._out = out
         out.mkdir(parents=True, exist_ok=True)
         self.records = _keep_records(out / METRICS, start)
         self._metrics = (out / METRICS).open("a", encoding="utf-8")
@@ -94,7 +97,7 @@ class RunLog:
         self.note("eval", record, line)
 
     def note(self, kind: str, record: Mapping[str, Any], line: str) -> None:
-        """A record of another kind (`skipped`, or one of NOTES), and its line."""
+        """A record of another kind (`skipped` or CHANGED), and its line."""
         self._record({"kind": kind, **record})
         self.say(line)
 
@@ -103,22 +106,38 @@ class RunLog:
         for file in (self._metrics, self._lines):
             os.fsync(file.fileno())
 
-    def summary(
-        self, rows: Mapping[str, str], before: Mapping[str, float], after: Mapping[str, float]
-    ) -> None:
-        """The closing table: validation loss per task before and after, and the run's figures."""
-        table = Table("validation loss", "before", "after", "change")
-        for task, loss in after.items():
-            first = before.get(task)
-            known = ("", "") if first is None else (f"{first:.4f}", f"{loss - first:+.4f}")
-            table.add_row(task, known[0], f"{loss:.4f}", known[1])
-        console = Console(width=100, no_color=True, force_terminal=False)
-        with console.capture() as captured:
-            console.print(table)
-        for line in captured.get().rstrip().splitlines() if after else ():
-            self.say(line.rstrip())
+    def changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Options that this start has overridden (`RunState.changes`)."""
+        for change in changes:
+            line = f"changed: {change['field']} was {change['old']}, now {change['new']} (--resume-with)"
+            self.note(CHANGED, change, line)
+
+    def summary(self, checkpoint: Path, step_seconds: Sequence[float], seconds: float) -> None:
+        """The closing table: validation loss per task before and after, and the run's figures.
+
+        step_seconds: of every step that compiled nothing. seconds: of the whole run.
+        """
+        steps = [record for record in self.records if record["kind"] == "step"]
+        losses = [record["loss_per_task"] for record in self.records if record["kind"] == "validation"]
+        for line in _losses_table(losses[0], losses[-1]) if losses else ():
+            self.say(line)
+        rows = {
+            **(_figures(steps, step_seconds) if steps else {}),  # none where every step was skipped
+            "run": f"{seconds:.1f} s in all, {self._out}",
+            "checkpoint": f"{checkpoint} (a model folder: give it as --model)",
+        }
         for name, value in rows.items():
             self.say(f"{name}: {value}")
+
+    def write_report(self) -> None:
+        """The page and its charts. The run is finished and saved: whatever goes wrong here is one line."""
+        from trainer.report.page import write_report
+
+        try:
+            self.say(f"report: {write_report([self._out])}")
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            self.say(f"report: not written ({reason}); `trainer report {self._out}` tries again")
 
     def _record(self, record: Mapping[str, Any]) -> None:
         self.records.append(dict(record))
@@ -145,6 +164,40 @@ def step_line(record: Mapping[str, Any], steps: int) -> str:
     )
 
 
+def _losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    table = Table("validation loss", "before", "after", "change")
+    for task, loss in after.items():
+        first = before.get(task)
+        known = ("", "") if first is None else (f"{first:.4f}", f"{loss - first:+.4f}")
+        table.add_row(task, known[0], f"{loss:.4f}", known[1])
+    console = Console(width=100, no_color=True, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().rstrip().splitlines()]
+
+
+def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) -> dict[str, str]:
+    """The closing lines of the meters: medians over the log lines, step time over every step."""
+
+    def median(name: str) -> float:
+        return statistics.median(record[name] for record in steps)
+
+    last, times = steps[-1], step_time(step_seconds)
+    step = "every step compiled a graph"
+    if step_seconds:
+        step = f"{times['step_seconds_median']:.3f} s, p95 {times['step_seconds_p95']:.3f} s"
+    waited = sum(record["data_wait_seconds"] for record in steps)
+    return {
+        "step": f"{step}; {median('samples_per_second'):.1f} samples/s, "
+        f"{median('tokens_per_second'):.0f} real of {median('slots_per_second'):.0f} padded tokens/s, "
+        f"{median('flops_per_second') / 1e9:.1f} GF/s (medians); padding {median('padding'):.1%}",
+        "data": f"waited for {waited:.2f} s, {median('data_wait'):.2%} of the time (median)",
+        "graphs": f"{last['compilations']}, {last['loaded']} of them loaded; "
+        f"{last['compile_seconds']:.1f} s up to their first results",
+        "memory": f"{last['peak_memory'] / 2**30:.2f} GiB at its peak",
+    }
+
+
 def _event_files(out: Path, start: int) -> EventFiles:
     from trainer.report.events import EventFiles
 
@@ -164,7 +217,7 @@ def _keep_records(path: Path, start: int) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             break
-        if record["step"] < start or (record["step"] == start > 0 and record["kind"] not in NOTES):
+        if record["step"] < start or (record["step"] == start > 0 and record["kind"] != CHANGED):
             records.append(record)
     text = "".join(json.dumps(record) + "\n" for record in records)
     write_text(path, text)

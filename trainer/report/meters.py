@@ -6,8 +6,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,66 +15,88 @@ import numpy as np
 from trainer.stream.feed import StepData
 
 if TYPE_CHECKING:
+    from trainer.report.log import RunLog
     from trainer.step import StepNumbers, TrainStep
 
 
-@dataclass
-class Interval:
-    """What happened since the last line: sums over its steps, and when it began.
+class StepRecord:
+    """The steps of a run as `metrics.jsonl` has them: sums over the steps since the last line.
 
-    step_seconds: of each step, from the moment the device had finished the one before until it had finished
-    this one; steps that compiled a graph are left out, or their seconds would be the compiler's.
+    A step takes from the moment the device had finished the one before until it has finished this one; steps
+    that compiled a graph have no time, or it would be the compiler's.
     """
 
-    network: TrainStep
-    began: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    samples: int = 0
-    tokens: int = 0
-    slots: int = 0
-    flops: int = 0
-    waited: float = 0.0
-    step_seconds: list[float] = field(default_factory=list)
-    loss_sum: Counter[str] = field(default_factory=Counter)
-    supervised: Counter[str] = field(default_factory=Counter)
+    def __init__(self, log: RunLog, network: TrainStep) -> None:
+        self._log, self._network = log, network
+        self.step_seconds: list[float] = []  # of every step, over all intervals
+        self._begin()
 
-    def __post_init__(self) -> None:
-        self._ended, self._graphs = self.began, self.network.graphs.count
+    def _begin(self) -> None:
+        self._began = self._ended = time.perf_counter()
+        self._graphs, self._timed = self._network.graphs.count, len(self.step_seconds)
+        self._sums: Counter[str] = Counter()
+        self._waited = 0.0
+        self._loss_sum: Counter[str] = Counter()
+        self._supervised: Counter[str] = Counter()
+        self._last: dict[str, Any] = {}  # of the interval's last step that was applied
 
-    def add(self, data: StepData, waited: float, numbers: StepNumbers) -> None:
-        """Count one step whose numbers have been read; the interval's last one must be applied as well."""
-        now = time.perf_counter()
-        if self.network.graphs.count == self._graphs:
+    def add(
+        self, step: int, data: StepData, numbers: StepNumbers, rate: float, waited: float, line: bool
+    ) -> None:
+        """Count one step, if it was applied, at learning rate `rate`.
+
+        waited: seconds, for its data. line: write the line of the steps since the last one, once the device
+        has finished them. Nothing is written where none was applied.
+        """
+        if line:
+            self._network.wait()
+        if numbers.finite:
+            self._count(data, numbers, waited)
+            self._last = {"step": step, "learning_rate": rate, "grad_norm": numbers.grad_norm}
+        if line:
+            if self._last:
+                self._log.step({**self._last, **self._means()})
+            self._begin()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation and saving, between two steps, are no step's time."""
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self._began, self._ended = self._began + took, self._ended + took
+        self._graphs = self._network.graphs.count
+
+    def _count(self, data: StepData, numbers: StepNumbers, waited: float) -> None:
+        now, graphs = time.perf_counter(), self._network.graphs.count
+        if graphs == self._graphs:
             self.step_seconds.append(now - self._ended)
-        self._ended, self._graphs = now, self.network.graphs.count
-        self.steps += 1
-        self.samples += data.samples
-        self.tokens += data.tokens
-        self.slots += data.slots
-        self.flops += sum(self.network.flops(task, batch) for task, batch in data.batches)
-        self.waited += waited
-        self.loss_sum.update(numbers.loss_sum)
-        self.supervised.update(numbers.supervised)
+        self._ended, self._graphs = now, graphs
+        flops = sum(self._network.flops(task, batch) for task, batch in data.batches)
+        self._sums.update(steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots, flops=flops)
+        self._waited += waited
+        self._loss_sum.update(numbers.loss_sum)
+        self._supervised.update(numbers.supervised)
 
-    def record(self) -> dict[str, Any]:
+    def _means(self) -> dict[str, Any]:
         """Mean losses per supervised token, and the meters; docs/DESIGN.md says what each one is."""
-        seconds = self._ended - self.began
+        seconds, sums, graphs = self._ended - self._began, self._sums, self._network.graphs
         return {
-            "loss": self.loss_sum.total() / self.supervised.total(),
-            "loss_per_task": {task: self.loss_sum[task] / n for task, n in self.supervised.items()},
-            "seconds": seconds / self.steps,
-            **step_time(self.step_seconds),
-            "samples_per_second": self.samples / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "slots_per_second": self.slots / seconds,
-            "padding": 1 - self.tokens / self.slots,
-            "data_wait": self.waited / seconds,
-            "data_wait_seconds": self.waited,
-            "flops_per_second": self.flops / seconds,
-            "compilations": self.network.graphs.count,
-            "loaded": self.network.graphs.loaded,
-            "compile_seconds": self.network.graphs.seconds,
-            **peak_memory(self.network.device),
+            "loss": self._loss_sum.total() / self._supervised.total(),
+            "loss_per_task": {task: self._loss_sum[task] / n for task, n in self._supervised.items()},
+            "seconds": seconds / sums["steps"],
+            **step_time(self.step_seconds[self._timed :]),
+            "samples_per_second": sums["samples"] / seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "slots_per_second": sums["slots"] / seconds,
+            "padding": 1 - sums["tokens"] / sums["slots"],
+            "data_wait": self._waited / seconds,
+            "data_wait_seconds": self._waited,
+            "flops_per_second": sums["flops"] / seconds,
+            "compilations": graphs.count,
+            "loaded": graphs.loaded,
+            "compile_seconds": graphs.seconds,
+            **peak_memory(self._network.device),
         }
 
 

@@ -31,12 +31,12 @@ SHAPES = "shapes"
 """The fingerprint's field for the sizes of the batches, which `fingerprint` cannot know."""
 
 _PLACES = ("shards", "out")
-_PACE = ("steps", "save_every", "keep", "log_every", "eval_every", "skip_nonfinite", "allow_edited_shards")
+_PACE = ("steps", "save_every", "keep", "log_every", "eval_every", "skip_nonfinite")
 FREE_TO_CHANGE = frozenset((*_PLACES, *_PACE, "tensorboard"))
 """Options that may differ when a run is resumed: they leave the numbers of a step as they were.
 
-allow_edited_shards too: what the shards hold has a hash of its own. Not mode and device: the last bits of a
-sum are each one's own. Not eval_samples: the longest of them has a say in the static shapes."""
+Not mode and device, which round sums differently. Not eval_samples: the longest of them can enlarge the
+static shapes."""
 
 
 @dataclass(frozen=True)

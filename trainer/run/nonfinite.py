@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
+from janus.common.errors import UserError
 from janus.common.files import write_folder
 from trainer.run.ledger import write_rows
 from trainer.stream.feed import StepData
@@ -29,9 +30,31 @@ NONFINITE = "nonfinite"
 _DTYPES = {"int32": "I32", "uint8": "U8"}
 
 
-def is_finite(numbers: StepNumbers) -> bool:
-    """Whether the step may be applied: every task's loss and the gradient's norm are finite."""
-    return all(map(math.isfinite, (*numbers.loss_sum.values(), numbers.grad_norm)))
+class Skips:
+    """The steps of a run that were skipped, and how many may be."""
+
+    def __init__(self, out: Path, allowed: int, steps: tuple[int, ...]) -> None:
+        """steps: those skipped before this start."""
+        self._out, self._allowed, self.steps = out, allowed, steps
+
+    def add(
+        self, step: int, data: StepData, rows: pa.Table, numbers: StepNumbers, weights: Iterable[Parameter]
+    ) -> tuple[dict[str, Any], str]:
+        """Keep what is known of a step that is not finite (`keep_step`); gives its record and log line.
+
+        Raises UserError where no further step may be skipped.
+        """
+        folder = keep_step(self._out, step, data, rows, numbers, weights)
+        what = f"step {step}: {describe(numbers)}"
+        if len(self.steps) >= self._allowed:
+            raise UserError(
+                f"{what}; not applied, its samples and inputs are in {folder}: look at them, lower "
+                f"--learning-rate in another run, or --resume with --skip-nonfinite {self._allowed + 1}"
+            )
+        self.steps = (*self.steps, step)
+        count = len(self.steps)
+        line = f"warning: {what}; skipped, {count} of {self._allowed} allowed, kept in {folder}"
+        return {"step": step, "count": count, "kept": folder.name}, line
 
 
 def describe(numbers: StepNumbers) -> str:

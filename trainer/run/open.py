@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -37,15 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has opened.
-
-    edited: what of the shards differs from their manifest. checkpoint: what the run goes on from.
-    """
+    """What a run has opened. checkpoint: what it resumes from."""
 
     config: TrainConfig
     out: Path
     shards: ShardSet
-    edited: list[str]
     folder: ModelFolder
     tokenizer: JanusTokenizer
     feed: Feed
@@ -74,8 +69,8 @@ def open_run(
     if out and resume:
         claim(out, held)
         checkpoint = newest_checkpoint(out, click.echo)
-    shards, edited = open_shards(Path(config.shards), config.allow_edited_shards)
-    now = fingerprint(config, _shards_sha256(shards, edited))
+    shards = open_shards(Path(config.shards))
+    now = fingerprint(config, hash_file(shards.folder / MANIFEST))
     begun = begun_shapes(checkpoint, now, accepted) if checkpoint else {}
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
@@ -90,32 +85,21 @@ def open_run(
         claim(out, held)
         given_folder(config, resume)  # another may have begun there while this one opened its shards
     assert out is not None
-    return Run(config, out, shards, edited, folder, tokenizer, feed, state, checkpoint)
+    return Run(config, out, shards, folder, tokenizer, feed, state, checkpoint)
 
 
-def open_shards(path: Path, allow_edited: bool = False) -> tuple[ShardSet, list[str]]:
-    """A folder of shards, all of it hashed again, and what differs from its manifest, one line each.
+def open_shards(path: Path) -> ShardSet:
+    """Check a folder of shards against its manifest and open it.
 
-    Raises UserError naming what differs, unless that is allowed.
+    Raises UserError naming what differs.
     """
-    problems = verify_folder(path)
-    if problems and not allow_edited:
+    if problems := verify_folder(path):
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            f"{path}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or train on "
-            "them as they are (--allow-edited-shards)"
+            f"{path}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or accept "
+            f"them as found (shards seal {path})"
         )
-    return ShardSet.open(path, edited=bool(problems)), problems
-
-
-def _shards_sha256(shards: ShardSet, edited: list[str]) -> str:
-    """A digest of samples and tokenizer: of the manifest, which holds their hashes, unless some differ."""
-    manifest = hash_file(shards.folder / MANIFEST)
-    if not edited:
-        return manifest
-    there = (shards.folder / name for name in (TOKENIZER, *(e.path for e in shards.manifest.shards)))
-    files = [hash_file(path) for path in there if path.is_file()]
-    return hashlib.sha256(" ".join([manifest, *files]).encode()).hexdigest()
+    return ShardSet.open(path)
 
 
 def check_model(
@@ -165,8 +149,7 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
     say(f"run: {run.out}, task {config.task}, stage {config.stage}, seed {config.seed}")
     say(f"device: {config.device}, {config.mode} mode, {config.dtype}, weights and moments float32")
     say(f"model: {run.folder.description}")
-    checked = "edited" if run.edited else "verified"
-    say(f"shards: {run.shards.folder}, {len(run.shards.manifest.shards)} files, {checked}")
+    say(f"shards: {run.shards.folder}, {len(run.shards.manifest.shards)} files, verified")
     counts = " + ".join(f"{count} {task}" for task, count in config.counts.items())
     say(f"step: {config.batch_size} samples = {counts}; {config.steps} steps")
     for task, shape in feed.shapes.items():
