@@ -81,7 +81,7 @@ class _Training:
         self._probe = Probe(run, self._model) if run.config.eval_every else None
         self._ledger = Ledger(run.out, run.steps_done)
         self._skips = Skips(run.out, run.config.skip_nonfinite, run.state.skipped)
-        self.record = StepRecord(log, self._network)
+        self.record = StepRecord(self._network, log.step)
         describe_network(run, self._network, log.say)
 
     def steps(self, stop: StopSignals) -> Path:

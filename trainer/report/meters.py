@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from trainer.stream.feed import StepData
 
 if TYPE_CHECKING:
-    from trainer.report.log import RunLog
     from trainer.step import StepNumbers, TrainStep
 
 
@@ -26,8 +25,9 @@ class StepRecord:
     that compiled a graph have no time, or it would be the compiler's.
     """
 
-    def __init__(self, log: RunLog, network: TrainStep) -> None:
-        self._log, self._network = log, network
+    def __init__(self, network: TrainStep, write: Callable[[Mapping[str, Any]], None]) -> None:
+        """write: takes the record of one line."""
+        self._network, self._write = network, write
         self.step_seconds: list[float] = []  # of every step, over all intervals
         self._begin()
 
@@ -55,7 +55,7 @@ class StepRecord:
             self._last = {"step": step, "learning_rate": rate, "grad_norm": numbers.grad_norm}
         if line:
             if self._last:
-                self._log.step({**self._last, **self._means()})
+                self._write({**self._last, **self._means()})
             self._begin()
 
     @contextmanager
