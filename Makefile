@@ -12,14 +12,21 @@ STEPS ?=
 OUT ?=
 ARGS ?=
 
+# A value as one word of the shell, blanks and quotes in it and all; a leading ~/ is the home folder.
+home = $(if $(filter ~/%,$(firstword $(1))),$(subst ~/,$(HOME)/,$(1)),$(1))
+quote = '$(subst ','\'',$(call home,$(1)))'
+# The last part of a path. make's own functions on paths take a blank for the end of a name.
+last = $(shell basename -- "$$(cd -- $(call quote,$(1)) 2>/dev/null && pwd || echo $(call quote,$(1)))")
+
 # Without DATA and MODEL the embedded sample and the random `tiny` network run.
 SAMPLE := data/sample
 RAW := $(if $(DATA),$(DATA),$(SAMPLE))
-NAME := $(notdir $(abspath $(RAW)))-$(if $(MODEL),$(notdir $(abspath $(MODEL))),tiny)
+NAME := $(if $(DATA),$(call last,$(DATA)),sample)-$(if $(MODEL),$(call last,$(MODEL)),tiny)
 SHARDS ?= data/$(NAME)/shards
 WORK := data/$(NAME)/work
 NETWORK := $(if $(MODEL),$(MODEL),tiny)
-TOKENIZER := $(if $(wildcard $(MODEL)/tokenizer.json),$(MODEL),$(SAMPLE)/tokenizer)
+HAS_TOKENIZER := $(if $(MODEL),$(shell test -f $(call quote,$(MODEL))/tokenizer.json && echo yes))
+TOKENIZER := $(if $(HAS_TOKENIZER),$(MODEL),$(SAMPLE)/tokenizer)
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
@@ -48,14 +55,17 @@ sample: $(READY) ## write the embedded sample data and its tokenizer
 	@test -f $(SAMPLE)/tokenizer/tokenizer.json || $(BIN)/pipelines sample --data $(SAMPLE)
 
 # The sample is also where the default tokenizer comes from.
-shards: $(if $(and $(DATA),$(wildcard $(MODEL)/tokenizer.json)),$(READY),sample) ## build shards from DATA; unchanged stages are skipped
-	$(BIN)/pipelines build --data $(RAW) --work $(WORK) --out $(SHARDS) --tokenizer $(TOKENIZER) --model $(NETWORK) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
+shards: $(if $(and $(DATA),$(HAS_TOKENIZER)),$(READY),sample) ## build shards from DATA; unchanged stages are skipped
+	$(BIN)/pipelines build --data $(call quote,$(RAW)) --work $(call quote,$(WORK)) --out $(call quote,$(SHARDS)) \
+	  --tokenizer $(call quote,$(TOKENIZER)) --model $(call quote,$(NETWORK)) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
 
 preview: shards ## a page to look at the shards in a browser; ARGS=--open opens it
-	$(BIN)/shards preview $(SHARDS) --model $(NETWORK) $(ARGS)
+	$(BIN)/shards preview $(call quote,$(SHARDS)) --model $(call quote,$(NETWORK)) $(ARGS)
 
 train: shards ## train TASK on the shards, building them first where needed
-	$(BIN)/trainer train --config $(CONFIG) $(if $(RECIPE),,--task $(TASK)) --model $(NETWORK) --shards $(SHARDS) $(if $(OUT),--out $(OUT)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+	$(BIN)/trainer train --config $(call quote,$(CONFIG)) $(if $(RECIPE),,--task $(call quote,$(TASK))) \
+	  --model $(call quote,$(NETWORK)) --shards $(call quote,$(SHARDS)) \
+	  $(if $(OUT),--out $(call quote,$(OUT))) $(if $(STEPS),--steps $(call quote,$(STEPS))) $(ARGS)
 
 demo: $(READY) ## from nothing to answers and pictures in 10 minutes; fails where it did not learn
 	$(BIN)/python -m bench.demo $(ARGS)

@@ -82,23 +82,3 @@ def test_help_answers_without_the_slow_libraries(command: str) -> None:
     )
     assert "Commands:" in run.stdout
     assert "SLOW []" in run.stdout
-
-
-def test_make_help_lists_every_target_and_variable() -> None:
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    run = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    targets = [line.split(":")[0] for line in text.splitlines() if line[:1].isalpha() and ": " in line]
-    variables = [line.split(" ?=")[0] for line in text.splitlines() if " ?=" in line]
-    assert {"train", "test", "shards"} <= set(targets)
-    for name in (*targets, *variables):
-        assert name in run.stdout or name == "PYTHON", name
-
-
-def test_make_preview_decodes_with_the_model_that_made_the_codes() -> None:
-    command = ["make", "-n", "preview", "MODEL=m", "SHARDS=s", "ARGS=--open"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    build, preview = [line.split("/", 2)[-1] for line in run.stdout.splitlines() if "bin/" in line][-2:]
-    assert build.startswith("pipelines build")
-    assert " --out s " in build
-    assert " --model m" in build
-    assert preview == "shards preview s --model m --open"
