@@ -156,30 +156,12 @@ def images(**options: Any) -> None:
 
 @main.command()
 @_options("work", "model")
-@click.option(
-    "--roundtrip",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Then draw N originals above their decoded codes, to see that encoder, decoder and weights fit.",
-)
-@click.option(
-    "--roundtrip-out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.png",
-    show_default="WORK/roundtrip.png",
-    help="Where that picture goes.",
-)
-def vq(roundtrip: int | None, roundtrip_out: Path | None, **options: Any) -> None:
+def vq(**options: Any) -> None:
     """Encode text-to-image pictures into the VQ codes that are trained on.
 
-    A run that was stopped goes on behind the pictures it has encoded.
+    A run that was stopped resumes after the pictures it has encoded.
     """
     _run(["vq"], options)
-    if roundtrip:
-        from pipelines.stages.roundtrip import write_roundtrip
-
-        work = options["work"]
-        write_roundtrip(work, options["model"], roundtrip, roundtrip_out or work / "roundtrip.png")
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Stage vq: the reference's codes, resumed after a kill, run again for other weights, and looked at."""
+"""Stage vq: the reference's codes, resumed after a kill, run again for other weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 from click.testing import CliRunner
 from paths import GOLDEN, ROOT, needs_shared
-from PIL import Image
-from raw_data import picture, run, run_well, write_artwork, write_pubmedqa, write_roco
+from raw_data import picture, run, run_well, write_artwork, write_roco
 from safetensors.numpy import load_file, save_file
 from trainer_shards import CODES, CONFIG, SIDE, make_model
 
 from janus.checkpoint.folder import open_model
 from janus.generate.vq_encode import VQDecoder, VQEncoder
 from janus.model.config import PRESETS
-from pipelines.stages.roundtrip import choose
 from pipelines.stages.vq import PART_IMAGES
 from pipelines.tables import ImageRows, read_table
 from shards.cli import main as shards_main
@@ -226,53 +223,6 @@ def test_random_codes_are_said_to_mean_nothing_and_change_with_the_presets_sizes
     resized = load_manifest(tmp_path / "shards").vq
     assert resized is not None
     assert resized["encoder_sha256"] != vq["encoder_sha256"]
-
-
-def test_the_roundtrip_shows_originals_above_decoded_codes(encoded: Path, model: Path) -> None:
-    log = run_well("vq", "--work", encoded, "--model", model, "--roundtrip", 3)
-    assert "vq: unchanged, skipped" in log
-    assert f"{encoded / 'roundtrip.png'}: 3 pictures above their decoded codes" in log
-
-    grid = np.asarray(Image.open(encoded / "roundtrip.png"))
-    codes = read_table(encoded / "vq" / "codes.arrow")["image_tokens"].to_pylist()
-    rows, decoder = ImageRows(encoded / "images", "generation"), VQDecoder(open_model(str(model)))
-    shown = []
-    for column in range(3):  # tiles of 256 pixels, 8 apart, below a line of 20 between gaps of 8
-        tiles = grid[36 : 36 + 512, 8 + 264 * column :][:, :256]
-        original, decoded = (half[::4, ::4] for half in np.split(tiles, 2))
-        position = next(i for i in range(len(rows)) if (rows.pixels(i, i + 1)[0] == original).all())
-        assert (decoder.decode(np.array([codes[position]]))[0] == decoded).all()
-        assert (grid[36 + 512 :, 8 + 264 * column :][:, :256] < 128).any()  # a caption
-        shown.append(position < ARTWORKS)
-    assert len(shown) == 3
-    assert set(shown) == {True, False}  # both sources
-
-
-def test_the_choice_is_the_same_for_any_order_of_rows_and_takes_sources_by_turns() -> None:
-    rows = [("b", f"k{i}", i) for i in range(9)] + [("a", f"k{i}", 9 + i) for i in range(2)]
-    frame = pl.DataFrame(rows, ["source", "source_key", "position"], orient="row")
-    chosen = choose(frame, 6)
-    assert [name[0] for name, _ in chosen] == ["a", "b", "a", "b", "b", "b"]
-    assert choose(frame.reverse(), 6) == chosen
-    assert len(set(choose(frame, 100))) == len(rows)
-
-
-def test_a_picture_of_two_captions_is_shown_once() -> None:
-    rows = [("a", "x", 0), ("a", "y", 0), ("b", "z", 1)]
-    frame = pl.DataFrame(rows, ["source", "source_key", "position"], orient="row")
-    assert sorted(position for _, position in choose(frame, 9)) == [0, 1]
-
-
-def test_what_cannot_be_shown_is_said_in_one_line(encoded: Path, model: Path, tmp_path: Path) -> None:
-    nowhere = tmp_path / "nowhere" / "grid.png"
-    result = run("vq", "--work", encoded, "--model", model, "--roundtrip", 1, "--roundtrip-out", nowhere)
-    assert result.exit_code == 2
-    assert f"{nowhere}: cannot save the picture" in result.output
-    write_pubmedqa(tmp_path / "data", [{"pubid": 1, "question": "Is it?", "long_answer": "yes"}])
-    work = prepare(tmp_path / "data", tmp_path / "work", model)
-    result = run("vq", "--work", work, "--model", model, "--roundtrip", 1)
-    assert result.exit_code == 2
-    assert "holds no text-to-image picture" in result.output
 
 
 def test_pictures_of_another_size_than_the_models_are_refused(encoded: Path) -> None:
