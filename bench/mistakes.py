@@ -1,279 +1,300 @@
-"""What the known mistakes cost: `python -m bench.mistakes` trains with each and writes docs/mistakes.md.
+"""What the known mistakes cost: `python -m bench.mistakes` trains with each, and without, and prints figures.
 
-One small setting (the embedded sample, `tiny`), the same first weights and the same order of samples for all;
-one more run without a mistake sees other samples, and so shows how much a figure moves by chance.
+The product has no option for a mistake: each is a few lines here that change a step's data, its loss scales
+or its weights. All runs start from the same weights, on the embedded sample and `tiny`; a run without a
+mistake on other samples shows how much a figure moves by chance. docs/mistakes.md discusses one session.
+
+bfloat16 has no kernels on CPU: weights are rounded to it after each update, which is exactly what a bfloat16
+weight would hold, while products and moments stay float32.
 """
+
+# Shapes: P flat tokens, B rows of S attention slots, N states that predict; see trainer/stream/batch.py.
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import click
+import numpy as np
 
 from bench.measures.link import ROOT
 from bench.measures.workload import run as run_command
-from bench.mistaken import LOW_RATE, Bench, Case, Outcome, mean_scales, rounded, without_first_tokens
-from bench.mistakes_chart import TASKS, draw
-from janus.common.files import write_file, write_text
+from janus.common.files import write_text
+from janus.prompts import PromptRow, encode_samples, unconditional
+from janus.tokens import IGNORE, SpecialTokens
+from trainer.config import resolve
+from trainer.evaluate.metrics import mean_scores
+from trainer.options import find_recipe, load_recipe
+from trainer.run.open import open_run
+from trainer.schedule import learning_rate
+from trainer.stream.batch import Batch
+from trainer.stream.feed import StepData, steps_ahead
 
+LOW_RATE = 1e-5  # as low as fine-tuning goes; Janus-Pro's own last stage is at 4e-5
+CHANCE = 3  # a difference shows where it is larger than so many times what other samples make
+HELD_OUT = 16  # validation samples of each task
+TASKS = ("vqa", "text", "t2i")
 RIGHT, OTHER, FIRST = "right", "right, other samples", "first token untrained"
 EMPTY, MEANS, BFLOAT16 = "empty caption as null prompt", "per-task means", "bfloat16 weights"
+MISTAKES = (FIRST, EMPTY, MEANS, BFLOAT16)
 LOW, LOW_BFLOAT16 = "right at 1e-5", "bfloat16 weights at 1e-5"
-CHANCE = 3
-"""A difference shows where it is larger than so many times what other samples make."""
 
-LOW_CASES = (Case(LOW, rate=LOW_RATE), Case(LOW_BFLOAT16, rate=LOW_RATE, bfloat16=True))
-"""Runs from the end of the right one, its weights rounded to bfloat16 as published checkpoints are."""
+Figures = dict[str, float]
 
 
-def cases(steps: int) -> list[Case]:
-    """The runs from the first weights on."""
-    return [
-        Case(RIGHT),
-        Case(OTHER, first=steps + 1),
-        Case(FIRST, edit=without_first_tokens),
-        Case(EMPTY, empty_captions=True),
-        Case(MEANS, scales=mean_scales),
-        Case(BFLOAT16, bfloat16=True),
-    ]
+def summed_scales(data: StepData) -> dict[str, float]:
+    """What each task's summed loss is multiplied with, as shipped: 1 / supervised tokens of the step."""
+    return dict.fromkeys((task for task, _ in data.batches), 1.0 / data.supervised)
+
+
+def mean_scales(data: StepData) -> dict[str, float]:
+    """The mistake: each task's loss over its own supervised tokens, then the mean of the tasks."""
+    tokens: dict[str, int] = {}
+    for task, batch in data.batches:
+        tokens[task] = tokens.get(task, 0) + batch.supervised
+    return {task: 1.0 / (len(tokens) * count) for task, count in tokens.items()}
+
+
+def of_pictures(edit: Callable[[Batch], Batch]) -> Callable[[StepData], StepData]:
+    """The edit of a t2i batch as one of a step's data."""
+
+    def edited(data: StepData) -> StepData:
+        batches = [(task, edit(batch) if task == "t2i" else batch) for task, batch in data.batches]
+        return StepData(batches, data.drawn)
+
+    return edited
+
+
+def without_first_tokens(batch: Batch) -> Batch:
+    """The mistake: the labels of each picture's first token are ignored, N is one fewer a picture."""
+    return _labels_kept(batch, ~_first_tokens(batch))
+
+
+def _first_tokens(batch: Batch) -> np.ndarray:
+    """Which of a t2i batch's N states predict the first token of a picture."""
+    assert batch.image_tokens_IT is not None
+    return np.arange(len(batch.labels_N)) % batch.image_tokens_IT.shape[1] == 0
+
+
+def _labels_kept(batch: Batch, kept_N: np.ndarray) -> Batch:
+    labels_N = np.where(kept_N, batch.labels_N, IGNORE)
+    return replace(batch, labels_N=labels_N, supervised=int((labels_N != IGNORE).sum()))
+
+
+def _samples(batch: Batch) -> list[slice]:
+    """Where each sample's tokens lie on the flat axis."""
+    starts = np.flatnonzero(batch.position_ids_P[: batch.tokens] == 0).tolist()
+    return [slice(start, end) for start, end in pairwise([*starts, batch.tokens])]
+
+
+def with_empty_captions(batch: Batch, empty: np.ndarray, special: SpecialTokens) -> Batch:
+    """The mistake: a nulled prompt becomes a whole prompt with an empty caption.
+
+    empty: the ids of such a sample. They stand at the end of the nulled sample's tokens, with positions of
+    their own; what is left over at its beginning is a segment that nothing else sees.
+    """
+    ids_P, positions_P = batch.input_ids_P.copy(), batch.position_ids_P.copy()
+    segments_BS = batch.segment_ids_BS.copy()
+    for sample in _samples(batch):
+        if np.array_equal(ids_P[sample], unconditional(ids_P[sample], special)):
+            start = sample.stop - len(empty)
+            ids_P[start : sample.stop] = empty
+            positions_P[start : sample.stop] = np.arange(len(empty))
+            unused = batch.slot_of_P[sample.start : start]
+            segments_BS.reshape(-1)[unused] = batch.segment_ids_BS.max() + 1 + sample.start
+    return replace(batch, input_ids_P=ids_P, position_ids_P=positions_P, segment_ids_BS=segments_BS)
+
+
+def unprompted(batch: Batch, special: SpecialTokens) -> Batch:
+    """A t2i batch with each sample as guidance's unconditional one."""
+    ids_P = batch.input_ids_P.copy()
+    for sample in _samples(batch):
+        ids_P[sample] = unconditional(ids_P[sample], special)
+    return replace(batch, input_ids_P=ids_P)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Finite float32 values rounded to the nearest bfloat16 (ties to even), as float32."""
+    bits = values.view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def lost_share(
+    before: Sequence[np.ndarray], updated: Sequence[np.ndarray], kept: Sequence[np.ndarray]
+) -> float:
+    """Of all weights that the update changed, the share that rounding put back to what it was."""
+    changed = [old != new for old, new in zip(before, updated, strict=True)]
+    same = [old == new for old, new in zip(before, kept, strict=True)]
+    undone = sum(int((c & s).sum()) for c, s in zip(changed, same, strict=True))
+    return undone / max(1, sum(int(c.sum()) for c in changed))
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A figure that a mistake should move. worse: the sign of what is worse, 0 where neither is."""
+class Case:
+    """One run. first: the plan's step it begins with. rate: constant; None: the recipe's schedule."""
 
-    case: str
-    name: str
-    words: str
-    worse: int = 1
+    edit: Callable[[StepData], StepData] = lambda data: data
+    scales: Callable[[StepData], dict[str, float]] = summed_scales
+    bfloat16: bool = False
+    first: int = 1
+    rate: float | None = None
 
 
-MEASURES = (
-    Measure(FIRST, "first", "−log p of a picture's first token"),
-    Measure(FIRST, "t2i", "t2i loss, all tokens"),
-    Measure(EMPTY, "unprompted", "−log p of codes after the sampler's unconditional prompt"),
-    Measure(EMPTY, "guided", "−log p of codes under guidance 5"),
-    Measure(EMPTY, "guided accuracy", "accuracy of codes under guidance 5", -1),
-    Measure(MEANS, "gradient of vqa", "vqa's share of the tasks' gradient norms (training step)", 0),
-    Measure(MEANS, "gradient of text", "text's share", 0),
-    Measure(MEANS, "gradient of t2i", "t2i's share", 0),
-    *(Measure(case, task, f"{task} loss") for case in (MEANS, BFLOAT16) for task in TASKS),
-)
+class Bench:
+    """One compiled network that every case is run through, and what it is measured on."""
 
-PANELS = {
-    FIRST: (RIGHT, OTHER, "first", "−log p of the first token"),
-    EMPTY: (RIGHT, OTHER, "unprompted", "−log p without a prompt"),
-    MEANS: (RIGHT, OTHER, "gradient of t2i", "t2i's share of gradients"),
-    BFLOAT16: (RIGHT, OTHER, "lost", "changes lost to rounding"),
-    LOW_BFLOAT16: (LOW, None, "lost", "changes lost to rounding"),
-}
-"""For each mistake: what it is drawn beside, what chance does, and its own figure."""
+    def __init__(self, shards: Path, model: str, steps: int, out: Path) -> None:
+        """Open shards and model. Raises UserError where they do not fit together."""
+        from trainer.step import TrainStep
+
+        self.steps = steps
+        # Twice the steps, so that a run on the plan's next steps has the same shapes.
+        options = {"shards": str(shards), "model": model, "out": str(out), "steps": 2 * steps}
+        recipe = load_recipe(find_recipe("sample"))
+        self._lock = ExitStack()
+        self.run = open_run(resolve({**recipe, **options, "eval_samples": HELD_OUT}), self._lock)
+        self.special = self.run.tokenizer.special
+        self.model = self.run.folder.build()
+        self.network = TrainStep(self.model, self.run.feed.shapes, self.run.config)
+        self.initial = self.weights()
+        self._moments = {name: tensor.asnumpy() for name, tensor in self.network.state().items()}
+        feed = self.run.feed
+        self.held_out = {task: list(feed.validation_batches(task)) for task in feed.validation}
+        (empty,) = encode_samples(self.run.tokenizer, [PromptRow("t2i", "")], feed.shapes["t2i"].image.tokens)
+        self.empty_caption = empty.input_ids
+
+    def cases(self) -> dict[str, Case]:
+        """The runs from the first weights on."""
+        return {
+            RIGHT: Case(),
+            OTHER: Case(first=self.steps + 1),
+            FIRST: Case(of_pictures(without_first_tokens)),
+            EMPTY: Case(of_pictures(lambda x: with_empty_captions(x, self.empty_caption, self.special))),
+            MEANS: Case(scales=mean_scales),
+            BFLOAT16: Case(bfloat16=True),
+        }
+
+    def weights(self) -> list[np.ndarray]:
+        """A copy of every weight."""
+        return [parameter.asnumpy().copy() for parameter in self.model.get_parameters()]
+
+    def set_weights(self, weights: Iterable[np.ndarray]) -> None:
+        """Give every weight a value."""
+        import mindspore as ms
+        from mindspore import ops
+
+        for parameter, values in zip(self.model.get_parameters(), weights, strict=True):
+            ops.assign(parameter, ms.Tensor(values))
+
+    def train(self, case: Case, weights: Iterable[np.ndarray], steps: int) -> Figures:
+        """Run one case from these weights, with new moments; the network keeps what it has learned."""
+        import mindspore as ms
+
+        self.set_weights(map(to_bfloat16, weights) if case.bfloat16 else weights)
+        self.network.load_state({name: ms.Tensor(array) for name, array in self._moments.items()})
+        before = self.losses()
+        lost = []
+        for number, data, _ in steps_ahead(self.run.feed, case.first, case.first + steps - 1):
+            data = case.edit(data)
+            lost.append(self._step(case, data, self._rate(case, number - case.first + 1)))
+        after = self.losses()
+        falls = {f"fall of {task}": before[task] - after[task] for task in before}
+        return {**after, **falls, **self._gradients(case, data), "lost": float(np.mean(lost))}
+
+    def _rate(self, case: Case, step: int) -> float:
+        """Learning rate of a case's step `step`, 1 is the first."""
+        config, warmup = self.run.config, min(self.run.config.warmup_steps, self.steps // 2)
+        return case.rate or learning_rate(
+            step, peak=config.learning_rate, schedule=config.schedule, warmup_steps=warmup, steps=self.steps
+        )
+
+    def _step(self, case: Case, data: StepData, rate: float) -> float:
+        """One optimizer step; the share of its changes to weights that rounding undid (0 in float32)."""
+        self._accumulate(case, data, TASKS)
+        before = self.weights() if case.bfloat16 else []
+        self.network.finish()
+        self.network.update(rate)
+        if not case.bfloat16:
+            return 0.0
+        updated = self.weights()
+        kept = [to_bfloat16(values) for values in updated]
+        self.set_weights(kept)
+        return lost_share(before, updated, kept)
+
+    def _accumulate(self, case: Case, data: StepData, tasks: Sequence[str]) -> None:
+        """Forward and backward of these tasks' micro-batches, scaled as the case has it."""
+        scales = case.scales(data)
+        for task, batch in data.batches:
+            if task in tasks:
+                self.network.accumulate(task, batch, scales[task])
+
+    def losses(self) -> Figures:
+        """Held out: each task's loss, and −log p of pictures' first tokens and of unprompted pictures."""
+        pictures = self.held_out["t2i"]
+        firsts = [_labels_kept(batch, _first_tokens(batch)) for batch in pictures]
+        nulled = [unprompted(batch, self.special) for batch in pictures]
+        losses = {task: self._loss(task, batches) for task, batches in self.held_out.items()}
+        return {**losses, "first": self._loss("t2i", firsts), "unprompted": self._loss("t2i", nulled)}
+
+    def _loss(self, task: str, batches: Iterable[Batch]) -> float:
+        return mean_scores([self.network.evaluate(task, batch) for batch in batches])["loss"]
+
+    def _gradients(self, case: Case, data: StepData) -> Figures:
+        """Each task's share of the sum of the tasks' gradient norms; nothing is applied."""
+        norms = {}
+        for task in self.held_out:
+            self._accumulate(case, data, [task])
+            norms[task] = self.network.finish().grad_norm
+            self.network.discard()
+        return {f"gradient of {task}": norm / sum(norms.values()) for task, norm in norms.items()}
+
+
+def table(runs: Mapping[str, Figures]) -> str:
+    """A line for each run, a column for each figure; * marks what a mistake moves by more than chance."""
+    names = list(runs[RIGHT])
+    lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for run, figures in runs.items():
+        cells = []
+        for name, value in figures.items():
+            right, other = runs[RIGHT][name], runs[OTHER][name]
+            moved = run in MISTAKES and abs(value - right) > CHANCE * abs(other - right)
+            cells.append(f"{value:.4f}{'*' if moved else ''}")
+        lines.append(f"| {run} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--steps", type=click.IntRange(min=2), default=120, help="Optimizer steps of a run.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=ROOT / "docs" / "mistakes.md",
-    show_default="docs/mistakes.md",
-    help="Where the text goes; the picture goes to images/ beside it.",
-)
-@click.option(
-    "--work",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=ROOT / "data" / "mistakes",
-    show_default="data/mistakes",
-    help="Where sample, shards and all figures (figures.json) go.",
-)
-@click.option(
-    "--shards",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    show_default="the embedded sample's, built in --work",
-    help="Shards to train on.",
-)
-@click.option("--model", default="tiny", help="Preset or folder that the shards were built for.")
-def main(steps: int, out: Path, work: Path, shards: Path | None, model: str) -> None:
-    """Train with each known mistake and without, and write what each cost."""
-    began = time.perf_counter()
-    work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(shards or build_shards(work), model, steps, work / "run")
-    outcomes: dict[str, Outcome] = {}
-
-    def note(case: Case, outcome: Outcome) -> None:
-        outcomes[case.name] = outcome
-        losses = ", ".join(f"{task} {outcome.points[-1][task]:.3f}" for task in TASKS)
-        click.echo(f"{time.perf_counter() - began:6.0f} s  {case.name}: {losses}")
-
-    for case in cases(steps):
-        note(case, bench.train(case, bench.initial, steps))
-    for case in LOW_CASES:
-        note(case, bench.train(case, rounded(outcomes[RIGHT].weights), max(2, steps // 3)))
-    figures = {name: {"points": outcome.points, "end": outcome.end} for name, outcome in outcomes.items()}
-    session = _session(steps, time.perf_counter() - began)
-    text = json.dumps({"session": session, "runs": figures}, indent=1) + "\n"
-    write_text(work / "figures.json", text)
-    write(out, outcomes, session)
-    click.echo(f"written: {out}, {picture_of(out)}, {work / 'figures.json'}")
-
-
-def build_shards(work: Path) -> Path:
-    """The embedded sample's shards in `work`; what is there already is skipped."""
+@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "data" / "mistakes", help="Folder.")
+def main(steps: int, work: Path) -> None:
+    """Train with each known mistake and without; the figures go to the terminal and WORK/figures.json."""
     sample, shards = work / "sample", work / "shards"
     run_command("pipelines", "sample", "--data", str(sample))
     folders = ["--data", str(sample), "--work", str(work / "work"), "--out", str(shards)]
-    tokenizer = ["--tokenizer", str(sample / "tokenizer")]
-    run_command("pipelines", "build", *folders, *tokenizer, "--model", "tiny")
-    return shards
+    run_command("pipelines", "build", *folders, "--tokenizer", str(sample / "tokenizer"), "--model", "tiny")
+    runs = measure(Bench(shards, "tiny", steps, work / "run"))
+    write_text(work / "figures.json", json.dumps({"steps": steps, "runs": runs}, indent=1) + "\n")
+    click.echo(table(runs))
 
 
-def _session(steps: int, seconds: float) -> dict[str, str]:
-    """What a reader must know to repeat it."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=ROOT, text=True, capture_output=True)
-    return {
-        "command": f"python -m bench.mistakes --steps {steps}",
-        "commit": commit.stdout.strip() or "unknown",
-        "date": date.today().isoformat(),
-        "time": f"{seconds / 60:.0f} minutes",
-        "machine": f"{os.cpu_count()} cores (load average {os.getloadavg()[1]:.1f})",
-    }
-
-
-def picture_of(out: Path) -> Path:
-    """Where the picture of a text goes."""
-    return out.parent / "images" / f"{out.stem}.png"
-
-
-def write(out: Path, outcomes: Mapping[str, Outcome], session: Mapping[str, str]) -> None:
-    """The text and its picture."""
-    picture = picture_of(out)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    content = draw({name: outcome.points for name, outcome in outcomes.items()}, PANELS)
-    write_file(picture, lambda beside: beside.write_bytes(content))
-    text = page(outcomes, session, f"images/{picture.name}")
-    write_text(out, text)
-
-
-def page(outcomes: Mapping[str, Outcome], session: Mapping[str, str], picture: str) -> str:
-    """docs/mistakes.md."""
-    losses = "\n".join(
-        f"| {name} | " + " | ".join(f"{run.points[-1][task]:.3f}" for task in TASKS) + " |"
-        for name, run in outcomes.items()
-    )
-    return TEXT.format(
-        **session,
-        picture=picture,
-        losses=losses,
-        damages="\n".join(_damage(measure, outcomes) for measure in MEASURES),
-        rounding=_rounding(outcomes),
-        silent=_silent(outcomes),
-    )
-
-
-def verdict(right: float, other: float, mistaken: float, worse: int) -> str:
-    """Whether the mistake moved a figure by more than chance does, and which way."""
-    moved = mistaken - right
-    if abs(moved) <= CHANCE * abs(other - right):
-        return "does not show"
-    if worse == 0:
-        return "higher" if moved > 0 else "lower"
-    return "worse" if moved * worse > 0 else "better"
-
-
-def _values(measure: Measure, outcomes: Mapping[str, Outcome]) -> tuple[float, float, float]:
-    """The figure of the right run, of the one on other samples, and with the mistake."""
-    runs = [outcomes[name] for name in (RIGHT, OTHER, measure.case)]
-    right, other, mistaken = ({**run.points[-1], **run.end}[measure.name] for run in runs)
-    return right, other, mistaken
-
-
-def _damage(measure: Measure, outcomes: Mapping[str, Outcome]) -> str:
-    values = _values(measure, outcomes)
-    cells = " | ".join(f"{value:.3f}" for value in values)
-    return f"| {measure.case} | {measure.words} | {cells} | {verdict(*values, measure.worse)} |"
-
-
-def _silent(outcomes: Mapping[str, Outcome]) -> str:
-    """The mistakes that make none of their figures worse, in a sentence."""
-    hurt = {x.case for x in MEASURES if verdict(*_values(x, outcomes), x.worse) == "worse"}
-    silent = [case for case in (FIRST, EMPTY, MEANS, BFLOAT16) if case not in hurt]
-    if not silent:
-        return "Each mistake makes at least one of its figures worse by more than chance."
-    return f"Makes no figure of this table worse by more than chance: {', '.join(silent)}."
-
-
-def _rounding(outcomes: Mapping[str, Outcome]) -> str:
-    """What rounding undoes at the recipe's rate and at 1e-5."""
-    rows = []
-    for right, mistaken, rate in ((RIGHT, BFLOAT16, "the recipe's"), (LOW, LOW_BFLOAT16, f"{LOW_RATE:g}")):
-        falls = [
-            " / ".join(f"{run.points[0][task] - run.points[-1][task]:.4f}" for task in TASKS)
-            for run in (outcomes[right], outcomes[mistaken])
-        ]
-        rows.append(f"| {rate} | {outcomes[mistaken].end['lost in all']:.1%} | {falls[0]} | {falls[1]} |")
-    return "\n".join(rows)
-
-
-TEXT = """# What the known mistakes cost
-
-Each mistake was made in a run of its own: the embedded sample, the `tiny` network, recipe `sample`, the same
-first weights and the same samples in the same order. *right, other samples* makes no mistake and takes the
-plan's next steps: what it differs by is chance. One run each, so small differences mean nothing.
-
-`{command}`, commit {commit}, {date}, {time} on {machine}. Not measured on Ascend.
-
-![Validation loss of each task, and each mistake's own figure, beside the right run]({picture})
-
-Grey: right; dotted: right, other samples; colour: the mistake. The last row starts from the right run's end.
-
-## Validation loss at the end
-
-| run | vqa | text | t2i |
-|---|---|---|---|
-{losses}
-
-The last two runs start where *right* ended (rounded to bfloat16, as published checkpoints are), take a third
-as many steps at a constant 1e-5, and compare with each other only.
-
-## Each mistake's own figure
-
-A difference counts where it is more than three times what other samples make.
-
-| mistake | figure, held out | right | other samples | with the mistake | |
-|---|---|---|---|---|---|
-{damages}
-
-{silent}
-
-- **First token untrained.** The labels of each picture's first token are ignored, N is one fewer a picture.
-- **Empty caption as null prompt.** Where a prompt is nulled, a whole prompt with an empty caption is trained
-  on, while guidance subtracts BOS, pads and `<begin_of_image>`. Codes are scored each after the true ones.
-  In the sample there is little to guide: a shape's caption is one of 108, so it decides at most ln 108 = 4.7
-  nats of a picture's 576 tokens, 0.008 a token, which is less than other samples make.
-- **Per-task means.** A vqa answer has a few supervised tokens, a picture 576: a mean for each task weighs a
-  vqa token more than a hundred times a picture's. The few may gain what the many lose, so a task's loss
-  alone is no judge of it; shares of the gradient say what is trained.
-- **bfloat16 weights.** The CPU has no bfloat16 kernels, so this is emulated: float32 weights rounded to
-  bfloat16 (nearest, ties to even) after each update. What a weight holds is then exact; products and moments
-  stay float32.
-
-## What rounding undoes
-
-Of the weights that an update changed, the share that rounding put back, mean of all steps; and by how much
-validation loss fell (vqa / text / t2i).
-
-| learning rate | changes lost | fall in float32 | fall in bfloat16 |
-|---|---|---|---|
-{rounding}
-"""
+def measure(bench: Bench) -> dict[str, Figures]:
+    """The figures of every run; the last two start where the right one ended, rounded to bfloat16."""
+    runs, ends = {}, {}
+    for name, case in bench.cases().items():
+        click.echo(f"training: {name}")
+        runs[name] = bench.train(case, bench.initial, bench.steps)
+        ends[name] = bench.weights()
+    rounded = [to_bfloat16(values) for values in ends[RIGHT]]
+    for name, bfloat16 in ((LOW, False), (LOW_BFLOAT16, True)):
+        case = Case(bfloat16=bfloat16, rate=LOW_RATE)
+        runs[name] = bench.train(case, rounded, max(2, bench.steps // 3))
+    return runs
 
 
 if __name__ == "__main__":
