@@ -1,170 +1,179 @@
-"""Every option of a run: its name, default, help and what it accepts, in one dataclass.
+"""Every option of the trainer's commands: name, default, help and what it accepts.
 
-The command line and the YAML keys are both made from these fields. What is not given comes, in this
-order, from the YAML recipe, the stage's row of the report (`janus/model/stages.py`), the defaults here.
+The command line and the YAML keys of `trainer train` are both made from the fields of `TrainConfig`. A value
+that is not given comes from the YAML recipe, else from the stage's row of the report
+(`janus/model/stages.py`), else from the defaults here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import click
+
 from janus.common.errors import UserError
+from janus.common.options import FILE, FOLDER, Names, option, option_fields, read_options
 from janus.model.stages import STAGES
-from janus.prompts import TASK_ORDER, TASKS
-from trainer import values
+from janus.prompts import SPLITS, TASK_ORDER, TASKS
 from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
-from trainer.values import Kind
 
 CONFIG = "config.yaml"
 """The file of a run that holds its options."""
 
-WHAT, DATA, OPTIMIZER, RUN = "What to train", "Data", "Optimizer", "Run"
+RECIPES = Path(__file__).parent / "recipes"
 
 
-def _option(default: Any, kind: Kind, group: str, help: str, shown: str | None = None) -> Any:
-    """A field that is an option. shown: the default as help words it, where it is not a constant."""
-    default_text = f"{default}" if shown is None else shown
-    metadata = {"help": help, "kind": kind, "group": group, "default": default_text}
-    if isinstance(default, Mapping):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+class TaskCounts(click.ParamType):
+    """`5:1:4`, in the order vqa:text:t2i; `vqa=100,t2i=80`; or a YAML mapping. Gives a dict."""
+
+    name = "vqa:text:t2i"
+    takes_lists = True
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises click.BadParameter naming what was expected."""
+        if isinstance(value, Mapping):
+            pairs = [(str(name).strip(), str(count)) for name, count in value.items()]
+        elif isinstance(value, str) and "=" in value:
+            parts = [part.partition("=") for part in value.split(",") if part.strip()]
+            pairs = [(name.strip(), count) for name, _, count in parts]
+        elif isinstance(value, str) and value.count(":") == len(TASK_ORDER) - 1:
+            pairs = list(zip(TASK_ORDER, value.split(":"), strict=True))
+        else:
+            self.fail(f"expected 5:1:4 (vqa:text:t2i) or vqa=5,text=1,t2i=4, got {value!r}", param, ctx)
+        counts: dict[str, int] = {}
+        for name, count in pairs:
+            if name not in TASK_ORDER or name in counts:
+                self.fail(f"expected {', '.join(TASK_ORDER)}, each at most once, got {name!r}", param, ctx)
+            counts[name] = _COUNT(count.strip())
+        return counts
+
+
+_COUNT = click.IntRange(min=0)
+_SIZE = click.IntRange(min=1)
+_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+_DECAY = click.FloatRange(min=0, max=1, max_open=True)
+_SEED = click.IntRange(min=0)
+
+# An option is part of the key of kept graphs unless it says that it reaches a graph as an argument alone.
+_what = partial(option, group="What to train", in_graph=True)
+_data = partial(option, group="Data", in_graph=False)
+_rule = partial(option, group="Optimizer", in_graph=True)
+_step = partial(option, group="Optimizer", in_graph=False)
+_run = partial(option, group="Run", in_graph=False)
+_compute = partial(option, group="Computation", in_graph=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run, everything resolved. Made by `resolve`; the field's metadata holds its help."""
 
-    task: str = _option("mixed", values.choice(*TASKS, "mixed"), WHAT, "What to train on.")
-    stage: int = _option(
+    task: str = _what("mixed", "What to train on.", click.Choice([*TASKS, "mixed"]))
+    stage: int = _what(
         3,
-        values.numbered_choice(*STAGES),
-        WHAT,
         "1: both aligners and the image head; 2: and the language model; 3: and the vision encoder.",
+        click.Choice(list(STAGES)),
     )
-    train_gen_embed: bool = _option(
+    train_gen_embed: bool = _what(
         True,
-        values.flag(),
-        WHAT,
-        "Train the embedding table of generated images too. The report does not say; a table that has "
-        "never been trained can only be noise to the aligner behind it.",
-        shown="yes",
+        "Train the embedding table of generated images too. The report does not say; a table that has never "
+        "been trained can only be noise to the aligner behind it.",
     )
-    model: str = _option(
-        "tiny", values.text("DIR|PRESET"), WHAT, "A model folder, or a preset with random weights."
+    model: str = _what(
+        "tiny", "A model folder, or a preset with random weights.", metavar="DIR|PRESET", in_graph=False
     )
 
-    shards: str = _option("data/shards", values.text("DIR"), DATA, "Folder of shards.")
-    sources: tuple[str, ...] = _option(
-        (), values.names(), DATA, "Use only samples of these sources.", shown="all"
-    )
-    ratio: Mapping[str, int] = _option(
+    shards: str = _data("data/shards", "Folder of shards.", metavar="DIR")
+    sources: tuple[str, ...] = _data((), "Use only samples of these sources.", Names(), shown="all")
+    ratio: Mapping[str, int] = _data(
         STAGES[3].ratio,
-        values.task_ratio(),
-        DATA,
         "Samples of vqa:text:t2i in every mixed step, in this order, exactly; 0 leaves a task out.",
+        TaskCounts(),
         shown="the stage's: 1:0:3, 2:3:5, 5:1:4",
+        metavar="V:T:I",
     )
-    samples: Mapping[str, int] = _option(
+    samples: Mapping[str, int] = _data(
         {},
-        values.task_counts(),
-        DATA,
-        "Use only so many samples per task, for example vqa=100,text=20,t2i=80: always the same ones, by "
+        "Use only this many samples per task, for example vqa=100,text=20,t2i=80: always the same ones, by "
         "the hash of their id. A mixed run then takes its ratio from them, and only the tasks named.",
+        TaskCounts(),
         shown="all",
+        metavar="TASK=N,…",
     )
-    max_length: int = _option(
-        1024, values.whole(1), DATA, "Longest sample in tokens; longer ones stop the start, none is cut."
+    max_length: int = _data(
+        1024, "Longest sample in tokens. A longer one stops the start; none is cut.", _SIZE
     )
-    null_prompt_prob: float = _option(
-        0.1,
-        values.number(0, 1),
-        DATA,
-        "Probability that a t2i sample's prompt is nulled, for classifier-free guidance.",
+    null_prompt_prob: float = _data(
+        0.1, "Probability that a t2i sample's prompt is nulled, for classifier-free guidance.", _DECAY
     )
 
-    steps: int = _option(100, values.whole(1), OPTIMIZER, "Optimizer steps.")
-    batch_size: int = _option(
+    steps: int = _step(100, "Optimizer steps.", _SIZE)
+    batch_size: int = _step(
         10,
-        values.whole(1),
-        OPTIMIZER,
         "Samples per step, all tasks together; a multiple of the ratio's sum.",
+        _SIZE,
         shown="the smallest such multiple from 8 on",
     )
-    micro_batch: int = _option(
-        8, values.whole(1), OPTIMIZER, "At most so many samples go through a graph at a time."
-    )
-    learning_rate: float = _option(
+    micro_batch: int = _step(8, "Samples that go through a graph at a time, at most.", _SIZE)
+    learning_rate: float = _step(
         STAGES[3].learning_rate,
-        values.number(0, above_low=True),
-        OPTIMIZER,
         "Peak learning rate.",
+        _ABOVE_ZERO,
         shown="the stage's: 1e-3, 1e-4, 4e-5",
     )
-    schedule: str = _option(
+    schedule: str = _step(
         "constant",
-        values.choice("constant", "cosine", "linear"),
-        OPTIMIZER,
-        "After the warm-up: constant, or down to zero over the remaining steps.",
+        "Learning rate after the warm-up: constant, or down to zero over the remaining steps.",
+        click.Choice(["constant", "cosine", "linear"]),
     )
-    warmup_steps: int = _option(
+    warmup_steps: int = _step(
         STAGES[3].warmup_steps,
-        values.whole(),
-        OPTIMIZER,
-        "Steps over which the rate rises linearly.",
+        "Steps over which the learning rate rises linearly.",
+        _COUNT,
         shown="the stage's: 600, 5000, 0, but at most a tenth of the steps",
     )
-    beta1: float = _option(0.9, values.number(0, 1), OPTIMIZER, "AdamW's decay of the first moment.")
-    beta2: float = _option(0.95, values.number(0, 1), OPTIMIZER, "AdamW's decay of the second moment.")
-    eps: float = _option(1e-8, values.number(0, above_low=True), OPTIMIZER, "AdamW's epsilon.")
-    weight_decay: float = _option(0.0, values.number(), OPTIMIZER, "AdamW's decoupled weight decay.")
-    clip_norm: float = _option(
-        1.0, values.number(0, above_low=True), OPTIMIZER, "Largest global norm of the gradient."
-    )
-    skip_nonfinite: int = _option(
+    beta1: float = _rule(0.9, "AdamW's decay of the first moment.", _DECAY)
+    beta2: float = _rule(0.95, "AdamW's decay of the second moment.", _DECAY)
+    eps: float = _step(1e-8, "AdamW's epsilon.", _ABOVE_ZERO)
+    weight_decay: float = _step(0.0, "AdamW's decoupled weight decay.", click.FloatRange(min=0))
+    clip_norm: float = _step(1.0, "Largest global norm of the gradient.", _ABOVE_ZERO)
+    skip_nonfinite: int = _step(
         0,
-        values.whole(),
-        OPTIMIZER,
-        "Steps that may be thrown away for a loss or gradient that is not finite; one more stops the run.",
+        "Steps that may be discarded because their loss or gradient is not finite; one more stops the run.",
+        _COUNT,
     )
 
-    out: str = _option(
-        "", values.text("DIR"), RUN, "Folder of the run.", shown="outputs/TASK-001, the next free number"
-    )
-    mode: str = _option(
-        "graph", values.choice("graph", "pynative"), RUN, "Compiled graphs, or op by op: the same numbers."
-    )
-    device: str = _option("auto", values.choice("auto", "CPU", "Ascend"), RUN, "Where to run.")
-    dtype: str = _option(
-        "float32",
-        values.choice("float32", "bfloat16"),
-        RUN,
-        "What the forward and backward compute in (bfloat16: Ascend only). Weights and moments are float32.",
-    )
-    gradient_checkpointing: bool = _option(
-        False,
-        values.flag(),
-        RUN,
-        "Compute each layer again in the backward instead of keeping what is inside it: less memory, about a "
-        "third more time.",
-        shown="no",
-    )
-    seed: int = _option(0, values.whole(), RUN, "Decides the order of samples and which prompts are nulled.")
-    save_every: int = _option(500, values.whole(), RUN, "Steps between checkpoints; 0: only the last step.")
-    keep: int = _option(3, values.whole(1), RUN, "Checkpoints to keep, the newest.")
-    log_every: int = _option(1, values.whole(1), RUN, "Steps between log lines.")
-    tensorboard: bool = _option(
-        False, values.flag(), RUN, "Write TensorBoard event files beside metrics.jsonl too.", shown="no"
-    )
-    eval_every: int = _option(
+    out: str = _run("", "Folder of the run.", metavar="DIR", shown="outputs/TASK-001, the next free number")
+    seed: int = _run(0, "Seed of the order of samples and of the choice of nulled prompts.", _SEED)
+    save_every: int = _run(500, "Steps between checkpoints; 0: only the last step.", _COUNT)
+    keep: int = _run(3, "Checkpoints to keep, the newest.", _SIZE)
+    log_every: int = _run(1, "Steps between log lines.", _SIZE)
+    tensorboard: bool = _run(False, "Write TensorBoard event files beside metrics.jsonl too.")
+    eval_every: int = _run(
         0,
-        values.whole(),
-        RUN,
         "Steps between validations, each with a small evaluation: answers to 8 held-out questions, accuracy "
         "of image tokens. 0: the loss alone, before and after.",
+        _COUNT,
     )
-    eval_samples: int = _option(32, values.whole(), RUN, "Validation samples per task; 0: no validation.")
+    eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
+
+    mode: str = _compute(
+        "graph", "Compiled graphs, or op by op: the same numbers.", click.Choice(["graph", "pynative"])
+    )
+    device: str = _compute("auto", "Where to compute.", click.Choice(["auto", "CPU", "Ascend"]))
+    dtype: str = _compute(
+        "float32",
+        "What forward and backward compute in (bfloat16: Ascend only). Weights and moments are float32.",
+        click.Choice(["float32", "bfloat16"]),
+    )
+    gradient_checkpointing: bool = _compute(
+        False,
+        "Compute each layer again in the backward instead of keeping its activations: less memory, about a "
+        "third more time.",
+    )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -178,8 +187,56 @@ class TrainConfig:
             plain[name] = {task: plain[name][task] for task in TASK_ORDER if task in plain[name]}
         return {**plain, "sources": list(self.sources)}
 
+    def in_graphs(self) -> dict[str, Any]:
+        """The options that decide a compiled graph beyond sources and arguments' shapes: part of its key."""
+        values = self.asdict()
+        return {name: values[name] for name, entry in FIELDS.items() if entry.metadata["in_graph"]}
 
-FIELDS: dict[str, Field] = {option.name: option for option in fields(TrainConfig)}
+
+FIELDS = option_fields(TrainConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate, and on what. out: the folder whose `eval/` gets the results."""
+
+    out: Path
+    model: str = option("", "Evaluate this model.", metavar="DIR|HUB_ID", shown="OUT's newest checkpoint")
+    shards: Path = option(Path(), "Folder of shards.", FOLDER, shown="what OUT was trained on")
+    split: str = option(
+        "validation", "Split to evaluate; neither is trained on.", click.Choice(list(SPLITS[1:]))
+    )
+    samples: int = option(
+        500, "Samples of each task, at most: always the same ones, by the hash of their id.", _SIZE
+    )
+    pubmedqa_test: Path | None = option(
+        None,
+        "PubMedQA's test_ground_truth.json: answer its questions with yes, no or maybe, by likelihood.",
+        FILE,
+    )
+    pictures: int = option(4, "Held-out captions to draw, shown beside the pictures they belong to.", _COUNT)
+    max_tokens: int = option(32, "Longest vqa answer in tokens.", _SIZE)
+    batch: int = option(8, "Samples at a time.", _SIZE)
+    seed: int = option(0, "Seed of the drawn pictures.", _SEED)
+    device: str = option("auto", "Where to compute.", click.Choice(["auto", "CPU", "Ascend"]))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """A YAML file by its path, or a recipe that comes with the program by its name.
+
+    Raises UserError naming the recipes there are.
+    """
+    shipped = RECIPES / f"{name_or_path}.yaml"
+    for path in (Path(name_or_path), shipped):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise UserError(f"--config {name_or_path}: no such file, nor one of the recipes {names}")
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """The values that a recipe gives, by name or path. Raises UserError naming file and field."""
+    return read_options(find_recipe(str(name_or_path)), TrainConfig)
 
 
 def resolve(given: Mapping[str, Any]) -> TrainConfig:

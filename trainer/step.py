@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
@@ -24,7 +24,6 @@ from janus.model.scoring import TokenScores
 from janus.model.stages import trained_parts
 from trainer.evaluate.metrics import Score
 from trainer.flops import batch_flops
-from trainer.graph_key import graph_facts
 from trainer.stream.batch import Batch
 
 if TYPE_CHECKING:
@@ -172,9 +171,8 @@ class TrainStep:
         ms.set_context(mode=ms.PYNATIVE_MODE)
         if ms.get_context("device_target") != config.device:
             ms.set_device(config.device)
-        self.graphs = Graphs(
-            graph_facts(config, model.config), graph_folder() if config.device == "CPU" else None
-        )
+        facts = {"options": config.in_graphs(), "network": asdict(model.config)}
+        self.graphs = Graphs(facts, graph_folder() if config.device == "CPU" else None)
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -20,9 +19,7 @@ from paths import ROOT
 from trainer_shards import make_model, make_trainable
 
 from janus.common.graph_cache import KEPT_SECONDS, Graphs, graph_folder, sources_digest
-from janus.model.config import PRESETS
-from trainer.config import FIELDS, TrainConfig
-from trainer.graph_key import NOT_IN_A_GRAPH, graph_facts
+from trainer.config import TrainConfig
 
 ONES = Tensor(np.ones(2, np.float32))
 
@@ -148,15 +145,12 @@ def test_the_folder_is_the_users_and_can_be_switched_off(monkeypatch: pytest.Mon
     assert graph_folder() == Path("/cache/janus-tune/graphs")
 
 
-def test_what_decides_a_graph_is_in_its_key() -> None:
-    assert FIELDS.keys() >= NOT_IN_A_GRAPH
-    tiny = PRESETS["tiny"]
-    facts = graph_facts(TrainConfig(), tiny)
+def test_options_that_decide_a_graph_are_in_its_key() -> None:
+    options = TrainConfig().in_graphs()
     changes = {"stage": 2, "train_gen_embed": False, "dtype": "bfloat16", "gradient_checkpointing": True}
     for name, value in {**changes, "beta1": 0.8, "beta2": 0.9, "device": "CPU", "task": "text"}.items():
-        assert graph_facts(replace(TrainConfig(), **{name: value}), tiny) != facts, name
-    assert graph_facts(TrainConfig(), PRESETS["bench"]) != facts
-    assert graph_facts(TrainConfig(steps=7, out="elsewhere", learning_rate=1.0), tiny) == facts
+        assert TrainConfig(**{name: value}).in_graphs() != options, name
+    assert TrainConfig(steps=7, out="elsewhere", learning_rate=1.0, model="x").in_graphs() == options
 
 
 def test_a_changed_source_in_any_folder_of_a_package_is_another_key(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from trainer_shards import make_model, make_trainable
 from janus.checkpoint.folder import open_model
 from janus.model.janus import PARTS, part_of
 from trainer.cli import main
-from trainer.config import resolve
-from trainer.options import load_recipe
+from trainer.config import load_recipe, resolve
 
 STEPS = 4
 

@@ -31,6 +31,7 @@ from janus.tokens import JanusTokenizer, load_tokenizer
 from shards.manifest import TOKENIZER
 from shards.read import ShardSet
 from shards.schema import Sample
+from trainer.config import EvalConfig
 from trainer.evaluate.metrics import (
     Score,
     answer_metrics,
@@ -48,25 +49,6 @@ from trainer.stream.feed import choose
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What to evaluate, and on what. out: the folder whose `eval/` gets the results.
-
-    samples: at most so many of each task, always the same ones. pictures: how many to draw.
-    """
-
-    out: Path
-    model: str
-    shards: Path
-    split: str
-    samples: int
-    pubmedqa_test: Path | None
-    pictures: int
-    max_tokens: int
-    batch: int
-    seed: int
 
 
 @dataclass(frozen=True)

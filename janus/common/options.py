@@ -1,0 +1,219 @@
+"""Options of a command from the fields of a frozen dataclass: one declaration is option, help and YAML key.
+
+    @dataclass(frozen=True)
+    class Request:
+        seed: int = option(0, "Seed of all draws.", click.IntRange(min=0))
+
+    @main.command()
+    @add_options(Request)
+    def generate(**given): run(Request(**given))
+
+A command receives only the values that were given; the dataclass has the defaults. What a user gets wrong is
+one line, exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from janus.common.errors import UserError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FOLDER.name = "dir"  # as help shows it
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+_METAVARS = {click.IntRange: "N", click.FloatRange: "X"}
+
+
+def option(
+    default: Any,
+    help: str,
+    type: click.ParamType | None = None,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    shown: str | None = None,
+    required: bool = False,
+    **notes: Any,
+) -> Any:
+    """A dataclass field that is an option.
+
+    type: Click's; that of the default if None. A tuple as default makes an option that may be repeated,
+    unless the type reads lists itself. flag: its name on the command line, if it is not the field's. shown:
+    the default in words, where it is not a constant. required: has to be given to a command that has it.
+    notes: more metadata, `group` among them: the heading of the option in the help.
+    """
+    repeated = isinstance(default, tuple) and type is None
+    kind = click.STRING if repeated else click.types.convert_type(type, default)
+    metavar = metavar or _METAVARS.get(kind.__class__)
+    metadata = {"help": help, "kind": kind, "flag": flag, "metavar": metavar, "shown": shown, **notes}
+    metadata |= {"repeated": repeated, "required": required}
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def option_fields(cls: type) -> dict[str, Field]:
+    """The fields of a dataclass that are options, by name."""
+    return {entry.name: entry for entry in fields(cls) if "kind" in entry.metadata}
+
+
+def add_options(cls: type, *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a dataclass, or only those named; it receives the values given."""
+    known = option_fields(cls)
+    chosen = [known[name] for name in names or known]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def run(*arguments: Any, **values: Any) -> Any:
+            unset = {entry.name for entry in chosen if values[entry.name] in (None, ())}
+            return command(*arguments, **{name: v for name, v in values.items() if name not in unset})
+
+        for entry in reversed(chosen):
+            run = click.option(*_declaration(entry), cls=_FieldOption, entry=entry)(run)
+        return run
+
+    return decorate
+
+
+def _declaration(entry: Field) -> tuple[str, str]:
+    flag = entry.metadata["flag"] or f"--{entry.name.replace('_', '-')}"
+    return (f"{flag}/--no-{flag[2:]}" if entry.metadata["kind"] is click.BOOL else flag), entry.name
+
+
+class _FieldOption(click.Option):
+    """A field as an option without a default: only then is it known whether it was given."""
+
+    def __init__(self, declaration: Any, entry: Field, **attributes: Any) -> None:
+        self.entry, notes = entry, entry.metadata
+        attributes |= {name: notes[name] for name in ("help", "metavar", "required")}
+        super().__init__(
+            declaration, type=notes["kind"], multiple=notes["repeated"], default=None, **attributes
+        )
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(self.entry, value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, self) from None
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        notes, default = self.entry.metadata, self.entry.default
+        plain = "yes" if default is True else "no" if default is False else str(default)
+        text = notes["shown"] or (plain if default not in (None, ()) and not notes["required"] else "")
+        return {**super().get_help_extra(ctx), **({"default": text} if text else {})}
+
+
+def parse(entry: Field, value: Any) -> Any:
+    """The field's value from a text of the command line or a YAML node. ValueError says what is wrong."""
+    kind = entry.metadata["kind"]
+    if entry.metadata["repeated"]:
+        return tuple(_convert(kind, part) for part in value)
+    return _convert(kind, value)
+
+
+def _convert(kind: click.ParamType, value: Any) -> Any:
+    if not getattr(kind, "takes_lists", False):  # Click's types expect a scalar
+        if isinstance(value, list | tuple | Mapping):
+            raise ValueError(f"expected one value, got {value!r}")
+        if value == "":
+            raise ValueError("expected a value, got nothing")
+    try:
+        converted = kind.convert(value, None, None)
+    except click.BadParameter as error:
+        text = error.message.replace("integer range", "integer").replace("float range", "number")
+        raise ValueError(text.rstrip(".")) from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError(f"{value} is not a finite number")
+    return converted
+
+
+def read_options(path: Path, cls: type) -> dict[str, Any]:
+    """The values that a YAML file gives, parsed.
+
+    Raises UserError naming file, field (and the nearest known one), and what was expected.
+    """
+    try:
+        # Scalars as written: YAML would read 5:1:4 in base 60, and 1e-3 as a text.
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not content:
+        return {}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: expected `field: value` lines, got a {type(content).__name__}")
+    known = option_fields(cls)
+    values = {}
+    for name, value in content.items():
+        if name not in known:
+            near = nearest(str(name).replace("-", "_"), known)
+            hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
+            raise UserError(f"{path}: unknown field {name}; {hint}")
+        try:
+            values[name] = parse(known[name], value)
+        except ValueError as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+    return values
+
+
+def nearest(name: str, known: Any) -> str | None:
+    """The known name that is most like `name`, if one is."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
+
+
+class Names(click.ParamType):
+    """Names with commas between, or a YAML list, as a tuple."""
+
+    name = "name[,name]"
+    takes_lists = True
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises click.BadParameter for anything but texts."""
+        parts = value if isinstance(value, list | tuple) else value.split(",")
+        if not all(isinstance(part, str) for part in parts):
+            self.fail(f"expected names, got {value!r}", param, ctx)
+        return tuple(part.strip() for part in parts if part.strip())
+
+
+class Command(click.Command):
+    """Shows each option under its group, and says in one line what is wrong with an argument."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            group = parameter.entry.metadata.get("group") if isinstance(parameter, _FieldOption) else None
+            if record is not None and isinstance(parameter, click.Option):
+                groups.setdefault(group or "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As Click does; its errors without the usage before them."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise UserError(error.format_message()) from None
+
+
+class Group(click.Group):
+    """The commands of one program."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+        super().__init__(*arguments, context_settings=settings, **attributes)
