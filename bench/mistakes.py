@@ -27,9 +27,8 @@ from bench.measures.workload import run as run_command
 from janus.common.files import write_text
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE, SpecialTokens
-from trainer.config import resolve
+from trainer.config import load_recipe, resolve
 from trainer.evaluate.metrics import mean_scores
-from trainer.options import find_recipe, load_recipe
 from trainer.run.open import open_run
 from trainer.schedule import learning_rate
 from trainer.stream.batch import Batch
@@ -156,7 +155,7 @@ class Bench:
         self.steps = steps
         # Twice the steps, so that a run on the plan's next steps has the same shapes.
         options = {"shards": str(shards), "model": model, "out": str(out), "steps": 2 * steps}
-        recipe = load_recipe(find_recipe("sample"))
+        recipe = load_recipe("sample")
         self._lock = ExitStack()
         self.run = open_run(resolve({**recipe, **options, "eval_samples": HELD_OUT}), self._lock)
         self.special = self.run.tokenizer.special
