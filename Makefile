@@ -30,7 +30,7 @@ TOKENIZER := $(if $(HAS_TOKENIZER),$(MODEL),$(SAMPLE)/tokenizer)
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample shards preview train test test-browser test-slow test-parity demo bench lint audit clean
+.PHONY: help setup sample shards preview train test test-slow test-disturbed test-browser test-parity demo bench lint audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -71,10 +71,13 @@ demo: $(READY) ## from nothing to answers and pictures in 10 minutes; fails wher
 	$(BIN)/python -m bench.demo $(ARGS)
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY) ## what takes long: kill, fill, damage and deceive it
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=10
+
+test-disturbed: $(READY) ## the network's tests with every sum in another order
+	$(BIN)/python -m pytest tests/model tests/stream tests/samples -n 2 --dist loadfile --disturbed
 
 test-browser: $(READY) ## look at the written pages with a real headless Chromium; fails where there is none
 	JANUS_TEST_BROWSER=required $(BIN)/python -m pytest tests/report/test_browser.py

@@ -286,7 +286,6 @@ def measure(bench: Bench) -> dict[str, Figures]:
     """The figures of every run; the last two start where the right one ended, rounded to bfloat16."""
     runs, ends = {}, {}
     for name, case in bench.cases().items():
-        click.echo(f"training: {name}")
         runs[name] = bench.train(case, bench.initial, bench.steps)
         ends[name] = bench.weights()
     rounded = [to_bfloat16(values) for values in ends[RIGHT]]
