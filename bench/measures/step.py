@@ -188,7 +188,7 @@ def _stepper(side: Side, job: str) -> Callable[[], Any]:
 
 def _torch(session: Session) -> Side | None:
     from janus.checkpoint.folder import open_model
-    from janus.model.config import to_transformers
+    from janus.checkpoint.layouts import to_transformers
     from janus.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(session.workload.shards / "tokenizer")

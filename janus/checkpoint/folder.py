@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from janus.checkpoint.hub import download, is_hub_id
+from janus.checkpoint.layouts import to_transformers
 from janus.checkpoint.open import Checkpoint, find_weights, open_checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.images import ImagePreparation
-from janus.model.config import PRESETS, JanusConfig, VQConfig, to_transformers
+from janus.model.config import PRESETS, JanusConfig, VQConfig
 from janus.model.palette import can_hold_palette, palette_source
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from mindspore import Parameter, nn
+    from mindspore import nn
 
     from janus.model.janus import Janus
     from janus.model.vq import VQ
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 INIT_SEED = 0
 """Weights made for want of a checkpoint are always the same: shards hold codes of the same random VQ."""
+HUB_FILES = (
+    "config.json",
+    *TOKENIZER_FILES,
+    "model*.safetensors",
+    "pytorch_model*.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+"""What is downloaded of a repository."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class ModelFolder:
 
         self.build_vq(source=keep)
         for parameter in model.get_parameters():
-            tensors[parameter.name] = _to_save(parameter)
+            tensors[parameter.name] = TensorToSave.of(parameter)
         return {name: tensors[name] for name in parameter_shapes(self.config)}
 
 
@@ -137,10 +147,6 @@ def _with_palette(random: Source, config: VQConfig) -> Source:
         return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
 
     return source
-
-
-def _to_save(parameter: Parameter) -> TensorToSave:
-    return TensorToSave("F32", tuple(parameter.shape), lambda: [parameter.asnumpy()])
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -168,18 +174,35 @@ def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
         return ModelFolder(name, _with_tokenizer(config, tokenizer) if name == "tiny" else config)
     folder = Path(name)
     if not folder.is_dir():
-        if not is_hub_id(name):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             raise UserError(
                 f"model {name!r}: neither a folder nor a preset ({', '.join(PRESETS)}), nor a hub id "
                 "(organisation/model)"
             )
-        folder = download(name)
+        folder = _download(name)
     weights = find_weights(folder)
     if weights is None:
         return ModelFolder(name, _with_tokenizer(PRESETS["tiny"], tokenizer or folder), path=folder)
     checkpoint = open_checkpoint(folder, weights)
     _check_companions(checkpoint.config, folder)
     return ModelFolder(name, checkpoint.config, checkpoint, folder)
+
+
+def _download(hub_id: str) -> Path:
+    """The model's folder in the hub's cache, completed from the hub if it can be reached.
+
+    Raises UserError where neither the hub nor the cache has the model.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except (OSError, ValueError) as error:  # huggingface_hub's errors, of the network too, are OSErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model {hub_id!r}: no such folder here, and the hub did not give it ({reason}); where there "
+            f"is a network, run `hf download {hub_id} --local-dir DIR`, then name DIR"
+        ) from error
 
 
 def _check_companions(config: JanusConfig, folder: Path) -> None:

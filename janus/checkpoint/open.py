@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus.checkpoint.deepseek import from_deepseek, tensors_from_deepseek
-from janus.checkpoint.layouts import deepseek_name
+from janus.checkpoint.layouts import from_deepseek, from_transformers
+from janus.checkpoint.names import deepseek_name, from_deepseek_names
 from janus.checkpoint.tensors import StoredTensor, open_safetensors
 from janus.checkpoint.torchfile import open_torch
 from janus.common.errors import UserError
 from janus.common.jsonfile import read_json
-from janus.model.config import JanusConfig, from_transformers
+from janus.model.config import JanusConfig
 
 LAYOUTS = {"janus": "transformers", "multi_modality": "deepseek"}
 """Layouts by the `model_type` of their config.json."""
@@ -47,7 +47,7 @@ def find_weights(folder: Path) -> Path | None:
                 return path
     parts = sorted([*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin")])
     if parts:
-        name = WEIGHT_FILES[parts[0].suffix == ".bin"]
+        name = next(name for name in WEIGHT_FILES if name.endswith(parts[0].suffix))
         raise UserError(f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it")
     return None
 
@@ -68,13 +68,12 @@ def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
     tensors = _open_tensors(weights)
     if layout == "transformers":
         config = from_transformers(content, path)
-        check_tensors(config, tensors, weights, layout)
-        return Checkpoint(layout, content, config, tensors)
-    from janus.model.janus import parameter_shapes
+    else:
+        from janus.model.janus import parameter_shapes
 
-    config = from_deepseek(content, tensors, path, weights)
-    tensors = tensors_from_deepseek(tensors, parameter_shapes(config))
-    check_tensors(config, tensors, weights, layout)
+        config = from_deepseek(content, tensors, path, weights)
+        tensors = from_deepseek_names(tensors, parameter_shapes(config))
+    _check_tensors(config, tensors, weights, layout)
     return Checkpoint(layout, content, config, tensors)
 
 
@@ -98,9 +97,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
     return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
 
 
-def check_tensors(
-    config: JanusConfig, tensors: Mapping[str, StoredTensor], path: Path, layout: str = "transformers"
-) -> None:
+def _check_tensors(config: JanusConfig, tensors: Mapping[str, StoredTensor], path: Path, layout: str) -> None:
     """Raise UserError unless names and shapes are exactly those of the network.
 
     It shows the first ten problems, all are in its `details`; names are the file's own.

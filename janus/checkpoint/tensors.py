@@ -1,9 +1,10 @@
-"""Tensors in files: mapped while they are read, written one at a time; and safetensors.
+"""Tensors in files: mapped while they are read, written one at a time; and the safetensors format.
 
 A load or a conversion holds one tensor at a time beside what it builds, whatever the size of the file.
-The safetensors format (8 bytes of length, a JSON header, raw little-endian data) is read and written here
-because the numpy side of its library has no bfloat16, which is what Janus-Pro is stored in, and keeps all
-tensors in memory when it saves.
+safetensors (8 bytes of length, a JSON header, raw little-endian data) is read and written here because the
+library's NumPy side, on which mindone's reader builds, has no bfloat16, which is what Janus-Pro is stored in,
+gives no views of a file, and keeps all tensors in memory when it saves. The optimizer's state, float32 and
+needed as a whole, is read with mindone.
 """
 
 from __future__ import annotations
@@ -87,11 +88,29 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TensorToSave:
-    """A tensor that is made when it is written."""
+    """A tensor whose elements are made when it is written."""
 
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[np.ndarray]]  # one after another the elements, in the file's dtype
+    chunks: Callable[[], Iterable[np.ndarray]]  # the elements in the file's dtype, one part after another
+
+    @classmethod
+    def of(cls, tensor: Any) -> TensorToSave:
+        """A Tensor or Parameter of MindSpore, read from the device when it is written."""
+        dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
+        return cls(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, StoredTensor], dtype: str | None = None) -> TensorToSave:
+        """Stored tensors by name, joined along their first axis; in `dtype` (F32, BF16) or their own (None).
+
+        Raises UserError when it is written, where it casts NaN or infinity.
+        """
+        first, *others = parts.values()
+        shape = first.shape if not others else (sum(p.shape[0] for p in parts.values()), *first.shape[1:])
+        return cls(
+            dtype or first.dtype, shape, lambda: [_cast(name, part, dtype) for name, part in parts.items()]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -99,11 +118,8 @@ class TensorToSave:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:
-    """The elements as stored (None), or as F32 or BF16 (bits; rounded to nearest even).
-
-    Raises UserError for NaN and infinity where it casts.
-    """
+def _cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:
+    """The elements as stored, or as F32 or BF16 (bits; rounded to nearest even)."""
     if dtype in (None, tensor.dtype):
         return tensor.data
     array = tensor.finite_float32(name).reshape(-1)
@@ -156,9 +172,4 @@ def save_safetensors(path: Path, tensors: Mapping[str, TensorToSave]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in sorted(tensors.items()):
             for chunk in tensor.chunks():
-                file.write(as_bytes(chunk))
-
-
-def as_bytes(array: np.ndarray) -> memoryview:
-    """The elements of an array as bytes, without a copy where they already lie in a row."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from janus.checkpoint.folder import ModelFolder, open_model
-from janus.checkpoint.layouts import deepseek_name
+from janus.checkpoint.names import deepseek_name
 from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
 from janus.device import compiled

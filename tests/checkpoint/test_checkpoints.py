@@ -8,7 +8,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +15,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from paths import GOLDEN, ROOT, TOKENIZERS, needs_shared
+from torch_files import save_torch, write_archive
 from trainer_shards import CONFIG, make_model
 
 from janus.checkpoint.folder import open_model
 from janus.checkpoint.tensors import StoredTensor, TensorToSave, open_safetensors, save_safetensors
 from janus.checkpoint.torchfile import open_torch
-from janus.checkpoint.torchfile_write import save_torch
 from janus.cli import main
 from janus.common.errors import UserError
 
@@ -52,8 +51,9 @@ def _assert_same(one: dict[str, StoredTensor], other: dict[str, StoredTensor]) -
         assert tensor.data.tobytes() == other[name].data.tobytes()
 
 
-def _keep(tensor: StoredTensor) -> TensorToSave:
-    return TensorToSave(tensor.dtype, tensor.shape, lambda: [tensor.data])
+def _save(path: Path, tensors: dict[str, StoredTensor], **changed: TensorToSave) -> None:
+    """The tensors as safetensors, some of them replaced."""
+    save_safetensors(path, {name: TensorToSave.joined({name: t}) for name, t in tensors.items()} | changed)
 
 
 def _edit(path: Path, **changes: object) -> None:
@@ -93,15 +93,14 @@ def test_both_layouts_of_the_reference_are_one_network() -> None:
 @needs_shared
 def test_the_reference_converted_is_the_reference_in_the_other_layout(tmp_path: Path) -> None:
     _run("convert", GOLDEN / "tiny" / "hf-format", tmp_path / "out", "--layout", "deepseek")
-    ours = open_torch(tmp_path / "out" / "pytorch_model.bin")
+    ours = open_safetensors(tmp_path / "out" / "model.safetensors")
     theirs = open_torch(GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin")
     extra = theirs.keys() - ours.keys()
     assert all("attn_pool" in name or "codebook_used" in name for name in extra)
     _assert_same(ours, {name: tensor for name, tensor in theirs.items() if name not in extra})
 
 
-@pytest.mark.parametrize("dtype", ["as-is", "bfloat16", "float32"])
-@pytest.mark.parametrize("first", ["deepseek", "transformers"])
+@pytest.mark.parametrize(("first", "dtype"), [("transformers", "as-is"), ("deepseek", "bfloat16")])
 def test_a_round_trip_loses_nothing(
     originals: dict[str, Path], tmp_path: Path, first: str, dtype: str
 ) -> None:
@@ -113,7 +112,7 @@ def test_a_round_trip_loses_nothing(
     for folder in ("there", "back"):
         assert open_model(str(tmp_path / folder)).config == CONFIG
         _assert_same(_tensors(stored), _tensors(tmp_path / folder))
-    expected = {"as-is": "F32", "bfloat16": "BF16", "float32": "F32"}[dtype]
+    expected = {"as-is": "F32", "bfloat16": "BF16"}[dtype]
     assert {tensor.dtype for tensor in _tensors(stored).values()} == {expected}
     assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
         originals["transformers"] / "tokenizer.json"
@@ -127,10 +126,8 @@ def test_bfloat16_is_the_nearest_ties_to_even(originals: dict[str, Path], tmp_pa
     name = "model.language_model.norm.weight"
     values = np.resize(ties, tensors[name].shape)
     source = shutil.copytree(originals["transformers"], tmp_path / "source")
-    kept = {key: _keep(tensor) for key, tensor in tensors.items()}
-    save_safetensors(
-        source / "model.safetensors", kept | {name: TensorToSave("F32", values.shape, lambda: [values])}
-    )
+    changed = {name: TensorToSave("F32", values.shape, lambda: [values])}
+    _save(source / "model.safetensors", tensors, **changed)
     _run("convert", source, tmp_path / "out", "--layout", "transformers", "--dtype", "bfloat16")
     cast = _tensors(tmp_path / "out")
     np.testing.assert_array_equal(cast[name].float32()[:3], [1, 1 + 2**-6, -1])
@@ -138,6 +135,9 @@ def test_bfloat16_is_the_nearest_ties_to_even(originals: dict[str, Path], tmp_pa
         exact, near = tensor.float32().astype(np.float64), cast[key].float32().astype(np.float64)
         assert np.all(np.abs(near - exact) <= np.maximum(np.abs(exact) * 2**-8, 2.0**-134))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    _run("convert", tmp_path / "out", tmp_path / "wide", "--layout", "transformers", "--dtype", "float32")
+    for key, tensor in _tensors(tmp_path / "wide").items():
+        np.testing.assert_array_equal(tensor.float32(), cast[key].float32())
 
 
 def test_convert_leaves_nothing_half_done(transformers: Path, tmp_path: Path) -> None:
@@ -165,14 +165,15 @@ def test_nan_in_a_checkpoint_stops_the_load(transformers: Path, value: float) ->
 
 def _in_parts(folder: Path, save: Callable, stem: str, suffix: str) -> None:
     """The weights of a folder as two files with an index."""
-    whole = folder / f"{stem}{suffix}"
-    tensors = open_safetensors(whole) if suffix == ".safetensors" else open_torch(whole)
+    whole = folder / "model.safetensors"
+    tensors = open_safetensors(whole)
     names = sorted(tensors)
     parts = [f"{stem}-0000{i}-of-00002{suffix}" for i in (1, 2)]
     for i, part in enumerate(parts):
-        save(folder / part, {name: _keep(tensors[name]) for name in names[i::2]})
+        save(folder / part, {name: tensors[name] for name in names[i::2]})
     places = {name: parts[i % 2] for i, name in enumerate(names)}
-    (folder / f"{whole.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    index = json.dumps({"metadata": {}, "weight_map": places})
+    (folder / f"{stem}{suffix}.index.json").write_text(index)
     whole.unlink()
 
 
@@ -180,7 +181,7 @@ def test_parts_with_an_index_are_one_checkpoint(
     originals: dict[str, Path], transformers: Path, tmp_path: Path
 ) -> None:
     deepseek = shutil.copytree(originals["deepseek"], tmp_path / "deepseek")
-    _in_parts(transformers, save_safetensors, "model", ".safetensors")
+    _in_parts(transformers, _save, "model", ".safetensors")
     _in_parts(deepseek, save_torch, "pytorch_model", ".bin")
     for folder in (transformers, deepseek):
         _assert_same(_tensors(folder), _tensors(originals["transformers"]))
@@ -205,8 +206,8 @@ def test_a_bin_with_a_foreign_name_is_refused_in_one_line(deepseek: Path, tmp_pa
     mark = tmp_path / "ran"
     command = f"touch {mark}".encode()
     call = b"\x80\x02cposix\nsystem\n(X" + len(command).to_bytes(4, "little") + command + b"tR."
-    with zipfile.ZipFile(deepseek / "pytorch_model.bin", "w") as archive:
-        archive.writestr("pytorch_model/data.pkl", call)
+    (deepseek / "model.safetensors").unlink()
+    write_archive(deepseek / "pytorch_model.bin", call, {})
     assert "its pickle asks for posix.system, which no tensor needs; refused" in _refusal(deepseek)
     assert not mark.exists()
     pickle.loads(call)  # the same bytes do run where they are trusted
@@ -215,11 +216,11 @@ def test_a_bin_with_a_foreign_name_is_refused_in_one_line(deepseek: Path, tmp_pa
 
 def test_keys_that_do_not_fit_are_listed(originals: dict[str, Path], transformers: Path) -> None:
     path = transformers / "model.safetensors"
-    kept = {name: _keep(tensor) for name, tensor in _tensors(originals["transformers"]).items()}
+    kept = _tensors(originals["transformers"])
     foreign = [name for name in kept if ".decoder." in name]
     renamed = {("other." if name in foreign else "") + name: tensor for name, tensor in kept.items()}
-    renamed["lm_head.weight"] = TensorToSave("F32", (1,), lambda: [np.zeros(1, np.float32)])
-    save_safetensors(path, renamed)
+    short = TensorToSave("F32", (1,), lambda: [np.zeros(1, np.float32)])
+    _save(path, renamed, **{"lm_head.weight": short})
     with pytest.raises(UserError) as error:
         open_model(str(transformers))
     problems = {f"missing {name}" for name in foreign} | {f"unexpected other.{name}" for name in foreign}
@@ -252,22 +253,20 @@ def test_a_deepseek_config_that_contradicts_its_weights_is_refused(
     section = json.loads(config.read_text())[part]
     (section if part == "language_config" else section["params"])[field] = 7
     _edit(config, **{part: section})
-    assert f"{config}: {part} says {field} 7, {deepseek / 'pytorch_model.bin'} has" in _refusal(deepseek)
+    assert f"{config}: {part} says {field} 7, {deepseek / 'model.safetensors'} has" in _refusal(deepseek)
 
 
-def test_deepseek_keys_are_named_as_the_file_has_them(deepseek: Path) -> None:
-    path = deepseek / "pytorch_model.bin"
-    tensors = open_torch(path)
+def test_deepseek_keys_are_named_as_the_file_has_them(deepseek: Path, originals: dict[str, Path]) -> None:
+    path, tensors = (
+        deepseek / "model.safetensors",
+        open_safetensors(originals["deepseek"] / "model.safetensors"),
+    )
     for name, stray in [
         ("gen_head.vision_head.bias", "gen_head.vision_head.bias2"),
         ("vision_model.vision_tower.blocks.0.attn.qkv.bias", "vision_model.vision_tower.attn_pool.q.bias"),
     ]:
         tensors[stray] = tensors.pop(name)
-    shutil.copyfile(path, path.with_name("kept"))
-    kept = {
-        name: StoredTensor(t.dtype, t.shape, path.with_name("kept"), t.offset) for name, t in tensors.items()
-    }
-    save_torch(path, {name: _keep(tensor) for name, tensor in kept.items()})
+    _save(path, tensors)
     with pytest.raises(UserError) as error:
         open_model(str(deepseek))
     assert error.value.details == (
@@ -321,23 +320,24 @@ def test_a_folder_without_weights_is_a_random_network_with_its_tokenizer() -> No
     assert folder.config.text.vocab_size >= 100_590
 
 
-def _hub(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "janus", "info", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_a_hub_id_is_taken_from_the_cache_or_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     cached = tmp_path / "hub" / "models--someone--model"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
     shutil.copytree(originals["deepseek"], cached / "snapshots" / ("0" * 40))
-    found = _hub(["someone/model", "--json"], tmp_path)
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["layout"] == "deepseek"
-    absent = _hub(["someone/else"], tmp_path)
-    assert absent.returncode == 2
-    (line,) = absent.stderr.strip().splitlines()
+    script = "from janus.cli import main\nmain(['info', 'someone/model', '--json'], standalone_mode=False)\n"
+    script += "main(['info', 'someone/else'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert json.loads(done.stdout)["layout"] == "deepseek", done.stderr
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
     assert "hf download someone/else --local-dir DIR" in line
     assert "neither a folder nor a preset" in _refusal("no-such-thing")
 
@@ -356,8 +356,9 @@ import resource
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from janus.model.config import PRESETS, TextConfig, to_transformers
+from janus.model.config import PRESETS, TextConfig
 from janus.checkpoint.folder import open_model, write_json
+from janus.checkpoint.layouts import to_transformers
 from janus.model.janus import parameter_shapes
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from ast import literal_eval
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from paths import SHARED, needs_shared
 
-from janus.checkpoint.deepseek import UNUSED, from_deepseek, to_deepseek
-from janus.checkpoint.layouts import deepseek_name
+from janus.checkpoint.layouts import from_deepseek, from_transformers, to_deepseek, to_transformers
+from janus.checkpoint.names import UNUSED, deepseek_name
 from janus.checkpoint.tensors import StoredTensor
 from janus.common.errors import UserError
-from janus.model.config import PRESETS, from_transformers
+from janus.model.config import PRESETS
 from janus.model.janus import parameter_shapes
 
 
@@ -61,13 +62,23 @@ def test_the_published_config_of_either_layout_gives_the_preset(size: str) -> No
 
 
 @pytest.mark.parametrize("size", ["tiny", "1b", "7b"])
-def test_deepseeks_config_holds_what_its_reader_needs(size: str) -> None:
+def test_a_written_config_of_either_layout_holds_what_its_reader_needs(size: str) -> None:
+    config, path = PRESETS[size], Path("c")
+    ids = dict.fromkeys(("bos", "eos", "pad", "image_placeholder"), 0)
+    assert from_transformers(json.loads(json.dumps(to_transformers(config, ids))), path) == config
     tensors = {
         deepseek_name(name).name: StoredTensor("F32", _deepseek_shape(name, shape), Path("w"), 0)
-        for name, shape in parameter_shapes(PRESETS[size]).items()
+        for name, shape in parameter_shapes(config).items()
     }
-    content = to_deepseek(PRESETS[size])
-    assert from_deepseek(content, tensors, Path("c"), Path("w")) == PRESETS[size]
+    content = to_deepseek(config, path)
+    assert from_deepseek(content, tensors, path, Path("w")) == config
     content["gen_head_config"]["params"]["image_token_size"] = 7
     with pytest.raises(UserError, match="gen_head_config says image_token_size 7, w has"):
-        from_deepseek(content, tensors, Path("c"), Path("w"))
+        from_deepseek(content, tensors, path, Path("w"))
+
+
+def test_what_deepseeks_config_cannot_say_is_refused() -> None:
+    tiny = PRESETS["tiny"]
+    config = replace(tiny, vision=replace(tiny.vision, layer_norm_eps=1e-5))
+    with pytest.raises(UserError, match=r"vision_config\.layer_norm_eps is 1e-05"):
+        to_deepseek(config, "config.json")

@@ -16,9 +16,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip insta
 
 from click.testing import CliRunner  # noqa: E402
 from paths import GOLDEN, needs_shared  # noqa: E402
-from trainer_shards import CONFIG, make_model, write_tokenizer  # noqa: E402
+from trainer_shards import CONFIG, write_tokenizer  # noqa: E402
 
 from janus.checkpoint.folder import ModelFolder, open_model  # noqa: E402
+from janus.checkpoint.names import UNUSED  # noqa: E402
 from janus.checkpoint.torchfile import open_torch  # noqa: E402
 from janus.cli import main  # noqa: E402
 from janus.model.loss import TaskLoss  # noqa: E402
@@ -151,23 +152,54 @@ def test_what_torch_writes_otherwise_is_refused(tmp_path: Path) -> None:
         open_torch(path)
 
 
-@pytest.mark.parametrize("dtype", ["as-is", "bfloat16"])
-@pytest.mark.parametrize("mmap", [False, True])
-def test_torch_reads_what_we_write(tmp_path: Path, dtype: str, mmap: bool) -> None:
-    source = make_model(tmp_path / "model")
-    command = ["convert", str(source), str(tmp_path / "out"), "--layout", "deepseek", "--dtype", dtype]
-    assert CliRunner().invoke(main, command).exit_code == 0
-    path = tmp_path / "out" / "pytorch_model.bin"
-    theirs = torch.load(path, weights_only=True, mmap=mmap)
-    ours = open_torch(path)
-    assert list(theirs) == list(ours)
-    originals = open_model(str(source)).checkpoint.tensors
-    for name, tensor in theirs.items():
-        assert tuple(tensor.shape) == ours[name].shape
-        np.testing.assert_array_equal(tensor.float().numpy(), ours[name].float32())
-    expected = torch.from_numpy(originals["lm_head.weight"].float32())
-    expected = expected.bfloat16() if dtype == "bfloat16" else expected
-    assert torch.equal(theirs["language_model.lm_head.weight"], expected)
+class _Holder(torch.nn.Module):
+    """A module that may have children of any name."""
+
+
+def _network_of(tensors: dict[str, torch.Tensor]) -> type:
+    """A transformers model that has exactly these parameters, as DeepSeek's has them: for from_pretrained."""
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    class Network(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            for name, tensor in tensors.items():
+                *path, last = name.split(".")
+                module: torch.nn.Module = self
+                for child in path:
+                    if child not in dict(module.named_children()):
+                        module.add_module(child, _Holder())
+                    module = module.get_submodule(child)
+                empty = torch.full(tensor.shape, torch.nan)  # of the dtype that config.json names
+                if tensor.is_floating_point():
+                    module.register_parameter(last, torch.nn.Parameter(empty))
+
+        def _init_weights(self, module: torch.nn.Module) -> None:
+            """What is missing stays NaN."""
+
+    return Network
+
+
+@needs_shared
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deepseeks_network_takes_the_layout_we_write(tmp_path: Path, dtype: str) -> None:
+    """Names and values are those of the file that DeepSeek's own code made; only the unused are absent."""
+    command = ["convert", str(GOLDEN / "tiny" / "hf-format"), str(tmp_path / "out"), "--layout", "deepseek"]
+    assert CliRunner().invoke(main, [*command, "--dtype", dtype]).exit_code == 0
+    published = torch.load(GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin", weights_only=True)
+    network, report = _network_of(published).from_pretrained(
+        tmp_path / "out", output_loading_info=True, torch_dtype="auto"
+    )
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    assert all(UNUSED.match(name) for name in report["missing_keys"])
+    loaded = network.state_dict()
+    for name, tensor in published.items():
+        if not UNUSED.match(name):
+            assert loaded[name].dtype == getattr(torch, dtype)
+            assert torch.equal(loaded[name], tensor.to(getattr(torch, dtype))), name
 
 
 @needs_shared

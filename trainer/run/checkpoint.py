@@ -138,7 +138,9 @@ def save_checkpoint(
 
     def write(folder: Path) -> None:
         save_model(folder)
-        save_safetensors(folder / OPTIMIZER, {name: _to_save(tensor) for name, tensor in optimizer.items()})
+        save_safetensors(
+            folder / OPTIMIZER, {name: TensorToSave.of(tensor) for name, tensor in optimizer.items()}
+        )
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         content = {"step": step, **asdict(state), "sha256": files}
         content["digest"] = _digest(content)
@@ -155,11 +157,6 @@ def save_checkpoint(
         if old != source:
             shutil.rmtree(old)
     return target
-
-
-def _to_save(tensor: Tensor) -> TensorToSave:
-    dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
-    return TensorToSave(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])
 
 
 def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> Checkpoint | None:
