@@ -59,7 +59,7 @@ shards: $(if $(and $(DATA),$(HAS_TOKENIZER)),$(READY),sample) ## build shards fr
 	$(BIN)/pipelines build --data $(call quote,$(RAW)) --work $(call quote,$(WORK)) --out $(call quote,$(SHARDS)) \
 	  --tokenizer $(call quote,$(TOKENIZER)) --model $(call quote,$(NETWORK)) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
 
-preview: shards ## a page to look at the shards in a browser; ARGS=--open opens it
+preview: shards ## a page to look at the shards in a browser
 	$(BIN)/shards preview $(call quote,$(SHARDS)) --model $(call quote,$(NETWORK)) $(ARGS)
 
 train: shards ## train TASK on the shards, building them first where needed

@@ -28,7 +28,7 @@ from janus.common.files import write_file
 from janus.generate.pictures import save_picture
 from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES
 from pipelines.sample.scenes import Scene, look, shuffled_scenes
-from trainer.report.history import EVALUATIONS, History, read_history
+from trainer.report.records import EVALUATIONS, History, read_history
 
 BASELINES = 2.0
 """vqa: exact match is at least so many times that of always giving the commonest answer."""

@@ -103,20 +103,16 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     show_default=True,
     help="Samples in the gallery, drawn evenly from every task, source and split.",
 )
-@click.option("--open", "opened", is_flag=True, help="Show the page in the browser.")
-def preview(folder: Path, out: Path | None, model: str | None, samples: int, opened: bool) -> None:
+def preview(folder: Path, out: Path | None, model: str | None, samples: int) -> None:
     """Write a page to look at DIR in a browser.
 
     Counts, token lengths, rejects, and a gallery of samples; one file that needs no network.
     """
-    from janus.common.page import open_page
     from shards.preview.page import write_preview
 
     page = out or folder / "preview.html"
     shown, rows = write_preview(folder, page, model, samples)
     click.echo(f"{page}: {shown:,} of {rows:,} samples, {page.stat().st_size / 1e6:.1f} MB")
-    if opened:
-        open_page(page)
 
 
 @main.command()

@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,22 +78,6 @@ def picture_uri(pixels_HWC: np.ndarray, limit: int, longest: int = 384) -> str:
         if len(content) <= limit:
             break
     return data_uri(content, "image/webp")
-
-
-def open_page(page: Path) -> None:
-    """Show a page in the user's browser. Raises UserError where there is no display or no browser."""
-    import webbrowser
-
-    by_hand = f"the page is written: open {page} yourself, or copy it to a machine with one"
-    shown_anywhere = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
-    if not shown_anywhere:
-        raise UserError(f"--open: no display here (DISPLAY is not set); {by_hand}")
-    try:
-        opened = webbrowser.open(page.resolve().as_uri())
-    except webbrowser.Error:
-        opened = False
-    if not opened:
-        raise UserError(f"--open: no browser that starts here; {by_hand}")
 
 
 def _texts(*files: Path) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +16,17 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page, check_alone
-from paths import ROOT
 from PIL import Image
-from shard_factory import SOURCES, finish_folder, make_batch, make_folder, make_mixed, make_row
+from shard_factory import (
+    HOSTILE,
+    SOURCES,
+    finish_folder,
+    hostile_folder,
+    make_batch,
+    make_folder,
+    make_mixed,
+    make_row,
+)
 from trainer_shards import make_model, make_trainable
 
 from janus.common.page import picture_uri
@@ -33,22 +37,10 @@ from shards.preview.page import histogram
 from shards.write import write_shards
 
 SIZE = 8
-HOSTILE = (
-    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "'\"`${alert(1)}&lt;!-- \u202e {{ 7*7 }}"
-)
 
 
 def run(*args: object) -> Result:
     return CliRunner().invoke(main, ["preview", *[str(arg) for arg in args]])
-
-
-def hostile_folder(folder: Path) -> Path:
-    """Shards whose every text is an attempt to leave its place."""
-    texts = dict.fromkeys(("sample_id", "source", "source_key", "prompt", "answer", "sha256"), HOSTILE)
-    texts["history"] = [{"user": HOSTILE, "assistant": HOSTILE}]
-    rows = [make_row("vqa", "train", 0, SIZE, **texts), make_row("vqa", "train", 1, SIZE)]
-    return make_folder(folder, {("train", "vqa"): rows}, SIZE)
 
 
 def with_reject(folder: Path, reason: str, detail: str) -> Path:
@@ -146,6 +138,7 @@ def hundred_thousand(folder: Path, side: int = 16) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_samples_make_a_small_page(tmp_path: Path) -> None:
     result = run(hundred_thousand(tmp_path), "--samples", 300)
     assert result.exit_code == 0, result.output
@@ -224,30 +217,3 @@ def test_a_damaged_row_and_a_place_that_cannot_be_written_are_one_line(tmp_path:
     result = run(tmp_path / "s")
     assert result.exit_code == 2
     assert "row 1 (sample medical-vqa/train-1) is damaged" in result.output
-
-
-@pytest.mark.skipif(shutil.which("sh") is None, reason="the browser of this test is a shell script")
-def test_open_starts_the_browser_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_mixed(tmp_path / "s", 1, SIZE)
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
-        monkeypatch.delenv(name, raising=False)
-    result = run(tmp_path / "s", "--open")
-    assert result.exit_code == 2
-    assert "--open: no display here (DISPLAY is not set); the page is written: open " in result.output
-    assert (tmp_path / "s" / "preview.html").is_file()
-    browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
-    browser.chmod(0o755)
-    for command, code in ((browser, 0), (tmp_path / "nothing", 2)):
-        script = "import sys; from shards.cli import main; main(sys.argv[1:])"
-        done = _python(script, ["preview", str(tmp_path / "s"), "--open"], BROWSER=f"{command} %s")
-        assert done.returncode == code, done.stderr
-    assert (tmp_path / "opened").read_text() == (tmp_path / "s" / "preview.html").as_uri()
-    assert "--open: no browser that starts here" in done.stderr
-
-
-def _python(script: str, arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )

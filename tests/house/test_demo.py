@@ -14,7 +14,7 @@ from bench.demo import CHANCES, LOSS_LEFT, SHARES, figures, held_out, judge, pro
 from janus.generate.pictures import save_picture
 from pipelines.sample.scenes import Scene, shuffled_scenes
 from shards.write import write_shards
-from trainer.report.history import read_history
+from trainer.report.records import read_history
 
 SCENES = shuffled_scenes(0)[:12]
 

@@ -1,4 +1,4 @@
-"""The written pages in a real browser: filter, page, enlarge, keyboard, phone, light and dark."""
+"""The written pages in a real browser: the gallery works; everything is legible and no data is run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, chromium, contrast, needs_browser
 from click.testing import CliRunner
-from shard_factory import make_folder, make_row
-from test_shards_preview import HOSTILE, hostile_folder
+from shard_factory import HOSTILE, hostile_folder, make_folder, make_row
 from test_trainer_report import make_run
 
 from shards.cli import main as shards
@@ -52,67 +51,29 @@ def _found(browser: Browser) -> int:
     return int(browser.find("#found").text.split(" of ")[1].split()[0])
 
 
-def test_filters_narrow_the_gallery(browser: Browser, preview: Path) -> None:
-    browser.open(preview)
-    assert (_found(browser), len(browser.texts(".card"))) == (70, 24)
-    _choose(browser, "task", "vqa")
-    assert _found(browser) == 40
-    assert set(browser.texts(".card .badge")) == {"vqa"}
-    _choose(browser, "split", "validation")
-    assert (_found(browser), len(browser.texts(".card"))) == (10, 10)
-    _choose(browser, "task", "all")
-    _choose(browser, "split", "all")
-    _choose(browser, "source", "pubmedqa")
-    assert _found(browser) == 20
-    words = browser.find("input[name=words]")
-    words.send_keys("QUESTION 7")
-    assert browser.texts(".card .id") == ["pubmedqa/train-7", "pubmedqa/train-17"]
-    words.send_keys(" no such thing")
-    assert browser.texts(".card") == []
-    assert "No sample here matches" in browser.find("#found").text
-    browser.check()
-
-
-def test_pages_turn_and_end(browser: Browser, preview: Path) -> None:
-    browser.open(preview)
-    first = browser.texts(".card .id")
-    assert not browser.find("#previous").is_enabled()
-    browser.run("document.getElementById('next').click()")
-    browser.run("document.getElementById('next').click()")
-    assert browser.find("#place").text == "3 / 3"
-    assert not browser.find("#next").is_enabled()
-    last = browser.texts(".card .id")
-    assert len(last) == 70 - 48
-    assert not set(first) & set(last)
-    _choose(browser, "task", "text")  # a filter starts at its first page
-    assert browser.find("#place").text == "1 / 1"
-    browser.check()
-
-
-def test_a_sample_is_enlarged_by_keyboard_alone(browser: Browser, preview: Path) -> None:
+def test_the_gallery_is_filtered_paged_and_enlarged(browser: Browser, preview: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     browser.open(preview)
-    browser.find("input[name=words]").send_keys("medical-vqa/train-1")
+    first = browser.texts(".card .id")
+    assert (_found(browser), len(first)) == (70, 24)
+    browser.run("document.getElementById('next').click()")
+    browser.run("document.getElementById('next').click()")
+    last = browser.texts(".card .id")
+    assert (browser.find("#next").is_enabled(), len(last)) == (False, 70 - 48)
+    assert not set(first) & set(last)
+    _choose(browser, "task", "vqa")  # a filter starts at its first page
+    assert (_found(browser), len(browser.texts(".card"))) == (40, 24)
+    assert set(browser.texts(".card .badge")) == {"vqa"}
+    _choose(browser, "task", "text")
+    browser.find("input[name=words]").send_keys("QUESTION 7")
     names = browser.texts(".card .id")
-    browser.press(Keys.TAB)
-    focused = "return document.activeElement.querySelector('.id')?.textContent"
-    assert browser.run(focused) == names[0]
-    ring = "const s = getComputedStyle(document.activeElement); return [s.outlineStyle, s.outlineWidth]"
-    assert browser.run(ring) == ["solid", "3px"]
-    browser.press(Keys.ENTER)
-    is_open = "return document.getElementById('sample').open"
-    assert browser.run(is_open)
-    assert browser.find("#sample-title").text == names[0]
-    assert browser.find("dialog img").size["width"] > 250
+    assert names == ["pubmedqa/train-7", "pubmedqa/train-17"]
+    browser.press(Keys.TAB, Keys.ENTER, Keys.ARROW_RIGHT)
+    assert browser.find("#sample-title").text == names[1]
     assert browser.texts("dialog .stream mark") != []
-    browser.press(Keys.ARROW_RIGHT)
-    assert browser.find("#sample-title").text == names[1]
-    browser.press(Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
-    assert browser.find("#sample-title").text == names[1]
     browser.press(Keys.ESCAPE)
-    assert not browser.run(is_open)
-    assert browser.run(focused) == names[1]
+    assert not browser.run("return document.getElementById('sample').open")
     browser.check()
 
 
@@ -153,11 +114,6 @@ def test_a_report_is_legible_everywhere(
         browser.open(report, width, scheme)
         browser.check()
         _check_colours(browser, ("body", ".muted", ".badge.vqa", ".facts dd", "summary"), scheme)
-        shown = browser.run(
-            "return [...document.querySelectorAll('source')].map(s => s.parentNode.lastElementChild"
-            ".currentSrc === s.srcset)"
-        )
-        assert set(shown) == {scheme == "dark"}
         browser.run("document.querySelector('details').open = true")
         browser.check()
 

@@ -9,7 +9,7 @@ from trainer_shards import make_model, make_trainable
 
 from janus.checkpoint.folder import open_model
 from trainer.cli import main
-from trainer.report.history import read_history
+from trainer.report.records import read_history
 
 STEPS, WINDOW = 300, 8
 """Optimizer steps, and how many of the last ones are looked at: each has every sample in it."""

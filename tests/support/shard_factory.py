@@ -15,6 +15,12 @@ from shards.manifest import TOKENIZER, Manifest, ShardEntry, SourceCounts, hash_
 from shards.schema import CONTENT_SCHEMA
 from shards.write import SHARD_BYTES, write_shards
 
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "'\"`${alert(1)}&lt;!-- \u202e {{ 7*7 }}"
+)
+"""Text that tries to be markup, script and template."""
+
 SOURCES = {"text": "pubmedqa", "vqa": "medical-vqa", "t2i": "roco"}
 
 
@@ -99,3 +105,11 @@ def make_mixed(folder: Path, count: int = 5, image_size: int = 384, **options: A
         for task in SOURCES
     }
     return make_folder(folder, rows, image_size, **options)
+
+
+def hostile_folder(folder: Path, image_size: int = 8) -> Path:
+    """Shards whose every text is an attempt to leave its place."""
+    texts = dict.fromkeys(("sample_id", "source", "source_key", "prompt", "answer", "sha256"), HOSTILE)
+    texts["history"] = [{"user": HOSTILE, "assistant": HOSTILE}]
+    rows = [make_row("vqa", "train", 0, image_size, **texts), make_row("vqa", "train", 1, image_size)]
+    return make_folder(folder, {("train", "vqa"): rows}, image_size)

@@ -1,6 +1,6 @@
 """The charts of a training report: which ones a run's numbers give, and how each is drawn.
 
-A chart is drawn twice, for light and for dark pages; the light one is also the PNG beside the page.
+A chart is one PNG on a light ground of its own, so that it is legible on light and dark pages alike.
 """
 
 from __future__ import annotations
@@ -8,60 +8,43 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from janus.prompts import TASK_ORDER
-from trainer.report.history import History
+from trainer.report.records import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RUN_COLORS = 6
+GROUND, INK, MUTED, GRID = "#fbfbf9", "#1c2127", "#5a636e", "#e6e6e1"
+RUN_COLORS = ("#1f5fbf", "#b4520f", "#0f7466", "#8a3ea8", "#a3262a", "#6b6a10")
+"""Of the runs in turn; `report.css` has the same ones, and GROUND."""
+
 SMOOTH_FROM = 60
-"""Points from which on a line is smoothed, with the points themselves faintly behind it."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one kind of page; `lines` in the order of runs, as `report.css` has them."""
-
-    panel: str
-    ink: str
-    muted: str
-    grid: str
-    lines: tuple[str, ...]
-
-
-LIGHT = Theme(
-    *("#ffffff", "#1c2127", "#5a636e", "#e6e6e1"),
-    ("#1f5fbf", "#b4520f", "#0f7466", "#8a3ea8", "#a3262a", "#6b6a10"),
-)
-DARK = Theme(
-    *("#1b1e24", "#e7e9ed", "#9ba4b1", "#2f343d"),
-    ("#8ab6ff", "#f0a36b", "#5fcdbb", "#d19bea", "#f08f8f", "#d3cf6a"),
-)
+"""A line of that many points is smoothed, with the points themselves faintly behind it."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's numbers in a chart; above: how many runs are drawn over it.
-
-    points: few and far between, drawn as marks.
-    """
+    """One run's numbers in a chart. points: draw marks, because the steps are few and far between."""
 
     run: int
     label: str
     steps: Sequence[int]
     values: Sequence[float]
     points: bool = False
-    above: int = 0
+
+    @property
+    def color(self) -> str:
+        """The run's colour."""
+        return RUN_COLORS[self.run % len(RUN_COLORS)]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: `name` is its file's; scale is linear, log, percent or exact (never smoothed)."""
+    """A chart; `name` is part of its file's name. scale: linear, log, percent or exact (never smoothed)."""
 
     name: str
     title: str
@@ -69,8 +52,8 @@ class Chart:
     scale: str = "linear"
 
     @property
-    def words(self) -> str:
-        """What it shows, for those who cannot see it."""
+    def description(self) -> str:
+        """What it shows, for readers who cannot see it."""
         ends = (f"{x.label} from {x.values[0]:.4g} to {x.values[-1]:.4g}" for x in self.lines)
         return f"{self.title}: {'; '.join(ends)}"
 
@@ -87,97 +70,89 @@ _STEP_CHARTS = (
     ("peak_device_memory", "Peak memory of the device, GiB", "linear", 2**-30),
     ("flops_per_second", "GFLOP per second", "linear", 1e-9),
 )
-"""Number of a step's record, title, scale, and what a value is multiplied with."""
+"""Number of a step's record, title, scale, and the factor from the recorded unit to the one drawn."""
 
 
 def charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[Chart]:
     """Every chart that any of the runs has numbers for."""
-    yield from _loss_charts(runs, names)
+    recorded = {key for run in runs for key in run.series}
+    losses = {name for _, name in recorded if name.startswith("loss_per_task/")}
+    tasks = {name.split("/", 1)[1] for name in losses}
+    for task in sorted(tasks, key=lambda task: (*TASK_ORDER, task).index(task)):
+        lines = [_lines(runs, names, kind, f"loss_per_task/{task}") for kind in ("step", "validation")]
+        yield Chart(f"loss-{_file_name(task)}", f"Loss, {task}", (*lines[0], *lines[1]))
     for name, title, scale, factor in _STEP_CHARTS:
-        if lines := _lines(runs, names, "step", name, factor):
-            yield Chart(name.replace("_", "-"), title, lines, scale)
-    for name in sorted(name for kind, name in _all_series(runs) if kind == "eval"):
-        if name.startswith("metrics/") and not name.endswith("/questions"):
+        if ("step", name) in recorded:
+            lines_of_runs = _lines(runs, names, "step", name, factor)
+            yield Chart(name.replace("_", "-"), title, lines_of_runs, scale)
+    for kind, name in sorted(recorded):
+        if kind == "eval" and name.startswith("metrics/") and not name.endswith("/questions"):
             short = name.removeprefix("metrics/")
             title = short.replace("_", " ").replace("/", ", ")
-            yield Chart(f"eval-{_file_name(short)}", title, _lines(runs, names, "eval", name))
-
-
-def _loss_charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[Chart]:
-    paths = {name for _, name in _all_series(runs) if name.startswith("loss_per_task/")}
-    tasks = {path.split("/", 1)[1] for path in paths}
-    for task in sorted(tasks, key=lambda task: (*TASK_ORDER, task).index(task)):
-        training = _lines(runs, names, "step", f"loss_per_task/{task}")
-        validation = _lines(runs, names, "validation", f"loss_per_task/{task}")
-        yield Chart(f"loss-{_file_name(task)}", f"Loss, {task}", (*training, *validation))
-
-
-def _all_series(runs: Sequence[History]) -> set[tuple[str, str]]:
-    return {key for run in runs for key in run.series}
+            yield Chart(f"eval-{_file_name(short)}", title, _lines(runs, names, kind, name))
 
 
 def _lines(
     runs: Sequence[History], names: Sequence[str], kind: str, name: str, factor: float = 1
 ) -> tuple[Line, ...]:
-    """The number of that name in each run that has it. What is not recorded at each step is points."""
+    """The number of that name in each run that has it; what is not recorded at each step, as points."""
     what = {"step": "training", "validation": "validation", "eval": "evaluation"}[kind]
     lines = []
     for i, run in enumerate(runs):
         if (kind, name) in run.series:
             steps, values = run.series[kind, name]
             label = what if len(runs) == 1 else names[i]
-            above = min(3, len(runs) - 1 - i)
-            lines.append(Line(i, label, steps, [factor * x for x in values], kind != "step", above))
+            lines.append(Line(i, label, steps, [factor * x for x in values], kind != "step"))
     return tuple(lines)
 
 
 def _file_name(text: str) -> str:
-    """The text with nothing in it that a file's name should not have."""
+    """The text with a dash for everything that a file's name should not have."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
 
 
-def draw(chart: Chart, theme: Theme) -> bytes:
+def draw(chart: Chart) -> bytes:
     """The chart as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure((5.6, 3.3), dpi=160, layout="constrained", facecolor=theme.panel)
-    axes = figure.add_subplot(facecolor=theme.panel)
-    for line in chart.lines:
-        (_draw_points if line.points else _draw_line)(axes, line, theme, chart.scale == "exact")
-    _draw_frame(axes, chart, theme)
-    _draw_legend(axes, chart, theme)
-    title = {"fontsize": 11.5, "fontweight": "bold", "color": theme.ink, "parse_math": False}
+    figure = Figure((5.6, 3.3), dpi=160, layout="constrained", facecolor=GROUND)
+    axes = figure.add_subplot(facecolor=GROUND)
+    curves = [line for line in chart.lines if not line.points]
+    points = [line for line in chart.lines if line.points]
+    for i, line in enumerate(curves):
+        _draw_curve(axes, line, min(3, len(curves) - 1 - i), chart.scale == "exact")
+    for line in points:
+        _draw_points(axes, line)
+    _draw_frame(axes, chart)
+    _draw_legend(axes, curves, points)
+    title = {"fontsize": 11.5, "fontweight": "bold", "color": INK, "parse_math": False}
     figure.suptitle(chart.title, x=0.02, ha="left", **title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw_line(axes: Axes, line: Line, theme: Theme, exact: bool) -> None:
-    color = theme.lines[line.run % RUN_COLORS]
-    style = ("-", "--", ":")[line.run // RUN_COLORS % 3]
-    width = 1.6 + 0.7 * line.above  # so that one under another is seen
+def _draw_curve(axes: Axes, line: Line, above: int, exact: bool) -> None:
+    """above: how many curves are drawn over this one; the more, the wider it is, to be seen below them."""
+    style = ("-", "--", ":")[line.run // len(RUN_COLORS) % 3]
     values, mark = np.asarray(line.values, np.float64), "o" if len(line.steps) == 1 else None
     if not exact and len(values) >= SMOOTH_FROM:
-        axes.plot(line.steps, values, color=color, linewidth=0.8, alpha=0.3)
+        axes.plot(line.steps, values, color=line.color, linewidth=0.8, alpha=0.3)
         values = smooth(values)
-    axes.plot(line.steps, values, color=color, linestyle=style, linewidth=width, marker=mark)
+    look: dict[str, Any] = {
+        "color": line.color,
+        "linestyle": style,
+        "linewidth": 1.6 + 0.7 * above,
+        "marker": mark,
+    }
+    axes.plot(line.steps, values, **look)
 
 
-def _draw_points(axes: Axes, line: Line, theme: Theme, exact: bool) -> None:
+def _draw_points(axes: Axes, line: Line) -> None:
     """Marks; joined where there are more than a first and a last, which a line between would misstate."""
-    color = theme.lines[line.run % RUN_COLORS]
-    axes.plot(
-        line.steps,
-        line.values,
-        color=color,
-        linestyle=":" if len(line.steps) > 2 else "",
-        linewidth=1.2,
-        marker="o",
-        markersize=6.5,
-        markeredgecolor=theme.panel,
-        zorder=4,
-    )
+    joined = ":" if len(line.steps) > 2 else ""
+    look: dict[str, Any] = {"color": line.color, "linestyle": joined, "linewidth": 1.2, "zorder": 4}
+    axes.plot(line.steps, line.values, marker="o", markersize=6.5, markeredgecolor=GROUND, **look)
 
 
 def smooth(array: np.ndarray) -> np.ndarray:
@@ -189,37 +164,32 @@ def smooth(array: np.ndarray) -> np.ndarray:
     return (sums[hi] - sums[lo]) / (hi - lo)
 
 
-def _draw_frame(axes: Axes, chart: Chart, theme: Theme) -> None:
+def _draw_frame(axes: Axes, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axes.set_xlabel("step", fontsize=10, color=theme.muted)
+    axes.set_xlabel("step", fontsize=10, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if chart.scale == "log" and all(min(line.values) > 0 for line in chart.lines):
         axes.set_yscale("log")
     elif chart.scale == "percent":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=0)
-    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", colors=theme.muted, labelsize=10, length=0)
+    axes.tick_params(which="both", colors=MUTED, labelsize=10, length=0)
 
 
-def _draw_legend(axes: Axes, chart: Chart, theme: Theme) -> None:
-    """A line for each run (or `training`), and one mark for what is validation."""
+def _draw_legend(axes: Axes, curves: Sequence[Line], points: Sequence[Line]) -> None:
+    """An entry for each run (or `training`), and one for the marks of validation."""
     from matplotlib.lines import Line2D
 
-    lines = [line for line in chart.lines if not line.points]
-    points = [line for line in chart.lines if line.points]
-    handles = [Line2D([], [], color=theme.lines[x.run % RUN_COLORS]) for x in lines or points]
-    labels = [x.label for x in lines or points]
-    if lines and points:
-        handles.append(Line2D([], [], color=theme.muted, linestyle="", marker="o"))
-        labels.append("validation")
-    if len(handles) < 2:
+    entries = [(line.label, Line2D([], [], color=line.color)) for line in curves or points]
+    if curves and points:
+        entries.append(("validation", Line2D([], [], color=MUTED, linestyle="", marker="o")))
+    if len(entries) < 2:
         return
-    legend = axes.legend(
-        handles, [f" {label}" for label in labels], fontsize=9.5, frameon=False
-    )  # a leading _ would hide it
+    labels = [f" {label}" for label, _ in entries]  # a leading _ would hide an entry
+    legend = axes.legend([handle for _, handle in entries], labels, fontsize=9.5, frameon=False)
     for text in legend.get_texts():
-        text.set(color=theme.ink, parse_math=False)
+        text.set(color=INK, parse_math=False)

@@ -23,7 +23,7 @@ class EventFiles:
     """The event file of one start of a run."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        """start: the step the run stands at; what older files hold of later ones, TensorBoard drops."""
+        """start: the last step done; TensorBoard drops what older files hold of later steps."""
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)

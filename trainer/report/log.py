@@ -1,4 +1,4 @@
-"""What a run says while it runs: one line a step, `metrics.jsonl`, `train.log`, progress on a terminal."""
+"""What a run says while it runs: one line per step, `metrics.jsonl`, `train.log`, progress on a terminal."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from janus.common.files import write_text
+from trainer.report.events import EventFiles
 from trainer.report.meters import step_time
-from trainer.report.records import METRICS
+from trainer.report.records import CHANGED, METRICS, keep_records
 from trainer.report.terminal import LiveProgress
-
-if TYPE_CHECKING:
-    from trainer.report.events import EventFiles
-
-CHANGED = "changed"
-"""The kind of record that belongs to a start, not to a step: an option overridden on resume."""
 
 
 class RunLog:
@@ -34,17 +28,14 @@ class RunLog:
     """
 
     def __init__(self, out: Path, steps: int, start: int, tensorboard: bool = False) -> None:
-        """start: the step the run stands at; metrics of later steps (a run that died) are dropped.
-
-        tensorboard: write event files too.
-        """
+        """start: the last step done; metrics of later steps (of a run that died) are dropped."""
         self._out = out
         out.mkdir(parents=True, exist_ok=True)
-        self.records = _keep_records(out / METRICS, start)
+        self.records = keep_records(out / METRICS, start)
         self._metrics = (out / METRICS).open("a", encoding="utf-8")
         self._lines = (out / "train.log").open("a", encoding="utf-8")
         self._steps = steps
-        self._events = _event_files(out, start) if tensorboard else None
+        self._events = EventFiles(out, start) if tensorboard else None
         self._progress = LiveProgress(steps, start) if sys.stdout.isatty() else None
 
     def __enter__(self) -> RunLog:
@@ -71,7 +62,7 @@ class RunLog:
             click.echo(line)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """One training step (or the steps since the last line)."""
+        """One training step, or the steps since the last line (`StepRecord`)."""
         self._record({"kind": "step", **record})
         line = step_line(record, self._steps)
         if self._progress is None:
@@ -81,10 +72,10 @@ class RunLog:
             self._progress.step(record["step"], line.split(" · ", 1)[1])
 
     def validation(self, record: Mapping[str, Any]) -> None:
-        """One validation."""
-        self._record({"kind": "validation", **record})
-        losses = " ".join(f"{task} {loss:.4f}" for task, loss in record["loss_per_task"].items())
-        self.say(f"validation after step {record['step']} · {losses} · {record['seconds']:.1f} s")
+        """One validation: {"step", "loss_per_task", "seconds"}."""
+        losses = _losses(record["loss_per_task"])
+        line = f"validation after step {record['step']} · {losses} · {record['seconds']:.1f} s"
+        self.note("validation", record, line)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """One small evaluation: {"step", "metrics": {task: {name: number}}, "seconds"}."""
@@ -97,7 +88,7 @@ class RunLog:
         self.note("eval", record, line)
 
     def note(self, kind: str, record: Mapping[str, Any], line: str) -> None:
-        """A record of another kind (`skipped` or CHANGED), and its line."""
+        """A record of any other kind, and its line."""
         self._record({"kind": kind, **record})
         self.say(line)
 
@@ -130,7 +121,7 @@ class RunLog:
             self.say(f"{name}: {value}")
 
     def write_report(self) -> None:
-        """The page and its charts. The run is finished and saved: whatever goes wrong here is one line."""
+        """Write the page and its charts. The run is saved by now: whatever goes wrong here is one line."""
         from trainer.report.page import write_report
 
         try:
@@ -153,15 +144,18 @@ class RunLog:
 
 def step_line(record: Mapping[str, Any], steps: int) -> str:
     """A step in one line that is easy to read and to grep."""
-    losses = " ".join(f"{task} {loss:.4f}" for task, loss in record["loss_per_task"].items())
     return (
-        f"step {record['step']}/{steps} · loss {record['loss']:.4f} · {losses} · "
+        f"step {record['step']}/{steps} · loss {record['loss']:.4f} · {_losses(record['loss_per_task'])} · "
         f"lr {record['learning_rate']:.2e} · norm {record['grad_norm']:.3f} · {record['seconds']:.3f} s · "
         f"{record['samples_per_second']:.1f} samples/s · {record['tokens_per_second']:.0f} tokens/s · "
         f"padding {record['padding']:.1%} · wait {record['data_wait']:.1%} · "
         f"{record['flops_per_second'] / 1e9:.1f} GF/s · "
         f"compiled {record['compilations']}"
     )
+
+
+def _losses(per_task: Mapping[str, float]) -> str:
+    return " ".join(f"{task} {loss:.4f}" for task, loss in per_task.items())
 
 
 def _losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
@@ -196,29 +190,3 @@ def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) 
         f"{last['compile_seconds']:.1f} s up to their first results",
         "memory": f"{last['peak_memory'] / 2**30:.2f} GiB at its peak",
     }
-
-
-def _event_files(out: Path, start: int) -> EventFiles:
-    from trainer.report.events import EventFiles
-
-    return EventFiles(out, start)
-
-
-def _keep_records(path: Path, start: int) -> list[dict[str, Any]]:
-    """The metrics up to step `start`; later ones, and a line that was cut off, leave the file.
-
-    A run that starts at 0 keeps none, and notes of this very start are made again.
-    """
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] < start or (record["step"] == start > 0 and record["kind"] != CHANGED):
-            records.append(record)
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    write_text(path, text)
-    return records

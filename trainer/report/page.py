@@ -2,21 +2,22 @@
 
     page = write_report([Path("outputs/mixed-001")])    # outputs/mixed-001/report/report.html
 
-A run that is still going is shown as far as it came.
+A run that is still going is shown as far as it has come.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from janus.common.page import data_uri, picture_uri, render_page, write_whole
 from janus.prompts import TASK_ORDER
-from trainer.report.charts import DARK, LIGHT, RUN_COLORS, charts, draw
-from trainer.report.history import History, numbers, read_history, run_names
+from trainer.report.charts import RUN_COLORS, charts, draw
+from trainer.report.records import History, numbers, read_history
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BYTES = 1_500_000
@@ -30,27 +31,32 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     one's. Raises UserError for a folder without metrics, and for a place that cannot be written.
     """
     runs = [read_history(folder) for folder in folders]
-    names = run_names(folders)
+    short = [folder.resolve().name for folder in folders]
+    names = [x if short.count(x) == 1 else str(folder) for x, folder in zip(short, folders, strict=True)]
     page = out or folders[0] / "report" / ("report.html" if len(runs) == 1 else "compared.html")
     drawn = []
     for chart in charts(runs, names):
-        light = draw(chart, LIGHT)
-        write_whole(page.with_name(f"{page.stem}-{chart.name}.png"), light)
-        pictures = {"light": data_uri(light, "image/png"), "dark": data_uri(draw(chart, DARK), "image/png")}
-        drawn.append({"name": chart.name, "words": chart.words, **pictures})
+        png = draw(chart)
+        write_whole(page.with_name(f"{page.stem}-{chart.name}.png"), png)
+        drawn.append({"description": chart.description, "uri": data_uri(png, "image/png")})
+    named = list(zip(names, runs, strict=True))
     values = {
-        "runs": [_run(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))],
+        "runs": [_facts(run, name, i % len(RUN_COLORS)) for i, (name, run) in enumerate(named)],
         "charts": drawn,
         "options": _options(runs),
-        "evaluations": _evaluations(runs, names),
-        "pictures": _pictures(runs, names),
+        "evaluations": [table for name, run in named for table in _evaluations(run, name)],
+        "pictures": [
+            {"run": name, "file": path.name, "uri": _picture(path)}
+            for name, run in named
+            for path in run.pictures
+        ],
     }
     write_whole(page, render_page(TEMPLATES, "report", values))
     return page
 
 
 def progress_line(folder: Path) -> str | None:
-    """For a run that is not at its end: how far it came. None if it is."""
+    """How far a run has come; None if it is finished."""
     run = read_history(folder)
     if run.finished:
         return None
@@ -59,103 +65,77 @@ def progress_line(folder: Path) -> str | None:
     )
 
 
-def _run(run: History, name: str, index: int) -> dict[str, Any]:
+def _facts(run: History, name: str, color: int) -> dict[str, Any]:
     """The run's facts, for the panel at the top."""
-    rates = ("seconds", "step_seconds_median", "samples_per_second", "tokens_per_second", "padding")
-    median = {key: _median(run, key) for key in rates}
-    _, memory = run.series.get(("step", "peak_memory"), ([], []))
+    memory = run.values("step", "peak_memory")
+    # A line's seconds include compilation; older runs record nothing else.
+    seconds = run.median("step_seconds_median") or run.median("seconds")
     return {
         "name": name,
-        "folder": str(run.folder),
-        "color": index % RUN_COLORS,
-        "finished": run.finished,
-        "last_step": run.last_step,
-        "planned_steps": run.planned_steps,
-        "unreadable": run.unreadable,
+        "history": run,
+        "color": color,
         "written": datetime.fromtimestamp(run.written).strftime("%Y-%m-%d %H:%M:%S"),
-        "config": run.config,
         "losses": _losses(run),
-        # A line's seconds hold what its steps compiled; older runs record nothing else.
-        "seconds": median["step_seconds_median"] or median["seconds"],
-        "median": median,
+        "seconds": seconds,
         "memory": max(memory) / 2**30 if memory else None,
     }
 
 
 def _losses(run: History) -> list[tuple[str, float, float, str]]:
-    """Task, first and last loss, and whether of validation or (where there is none) of training."""
+    """Task, first and last loss, and its kind: validation, or training where there is no validation."""
     rows = []
     for task in TASK_ORDER:
-        for kind in ("validation", "step"):
-            _, values = run.series.get((kind, f"loss_per_task/{task}"), ([], []))
-            if values:
-                rows.append(
-                    (task, values[0], values[-1], "validation" if kind == "validation" else "training")
-                )
+        for kind, record in (("validation", "validation"), ("training", "step")):
+            if values := run.values(record, f"loss_per_task/{task}"):
+                rows.append((task, values[0], values[-1], kind))
                 break
     return rows
 
 
-def _median(run: History, name: str) -> float | None:
-    _, values = run.series.get(("step", name), ([], []))
-    return statistics.median(values) if values else None
-
-
 def _options(runs: Sequence[History]) -> list[dict[str, Any]]:
     """Every option with its value in each run; those that differ come first."""
-    names = list(dict.fromkeys(name for run in runs for name in run.config))
     rows = []
-    for name in names:
+    for name in dict.fromkeys(name for run in runs for name in run.config):
         values = [_plain(run.config[name]) if name in run.config else "—" for run in runs]
         rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
     return sorted(rows, key=lambda row: not row["differs"])
 
 
 def _plain(value: Any) -> str:
-    """An option's value as config.yaml has it, in one line."""
+    """An option's value as config.yaml has it, on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {number}" for name, number in value.items()) or "—"
+        value = [f"{name} {number}" for name, number in value.items()]
     return ", ".join(map(str, value)) or "—" if isinstance(value, list) else str(value)
 
 
-def _evaluations(runs: Sequence[History], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A table per results file and part: figures by name, beside those of always giving one answer."""
+def _evaluations(run: History, name: str) -> list[dict[str, Any]]:
+    """A table for each results file and part: figures by name, beside those of the baseline."""
     tables = []
-    for run, name in zip(runs, names, strict=True):
-        for file, content in run.evaluations.items():
-            baseline = content.get("baseline")
-            for part, rows in _parts(content).items():
-                answer = baseline.get(part) if isinstance(baseline, dict) else None
-                tables.append({"run": name, "file": file, "part": part, "rows": rows, "baseline": answer})
+    for file, content in run.evaluations.items():
+        answers = content.get("baseline")
+        for part, figures in _parts(content).items():
+            rows = [
+                (figure, value, figures.get(f"baseline_{figure}"))
+                for figure, value in figures.items()
+                if not figure.startswith("baseline_")
+            ]
+            baseline = answers.get(part) if isinstance(answers, dict) else None
+            tables.append({"run": name, "file": file, "part": part, "rows": rows, "baseline": baseline})
     return tables
 
 
-def _parts(content: Mapping[str, Any]) -> dict[str, list[tuple[str, float, float | None]]]:
-    """Part → (name, figure, the baseline's figure or None)."""
+def _parts(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Part of the evaluation → name → figure."""
     parts: dict[str, dict[str, float]] = {}
     for path, value in numbers(content).items():
         if path.startswith("metrics/") and path.count("/") == 2:
             _, part, name = path.split("/")
             parts.setdefault(part, {})[name] = value
-    return {
-        part: [
-            (name, value, found.get(f"baseline_{name}"))
-            for name, value in found.items()
-            if not name.startswith("baseline_")
-        ]
-        for part, found in parts.items()
-    }
+    return parts
 
 
-def _pictures(runs: Sequence[History], names: Sequence[str]) -> list[dict[str, str]]:
-    import numpy as np
+def _picture(path: Path) -> str:
     from PIL import Image
 
-    found = []
-    for run, name in zip(runs, names, strict=True):
-        for path in run.pictures:
-            with Image.open(path) as picture:
-                pixels_HWC = np.asarray(picture.convert("RGB"))
-            uri = picture_uri(pixels_HWC, PICTURE_BYTES, longest=1600)
-            found.append({"run": name, "file": path.name, "uri": uri})
-    return found
+    with Image.open(path) as picture:
+        return picture_uri(np.asarray(picture.convert("RGB")), PICTURE_BYTES, longest=1600)
