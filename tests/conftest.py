@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _graphs_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled graphs are kept for the session, not in the user's cache."""
+    """Compiled graphs are kept for the session, its workers' together, not in the user's cache."""
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JANUS_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        patch.setenv("JANUS_CACHE", str(session / "graphs"))
         yield
 
 

@@ -46,7 +46,22 @@ def test_make_targets_exist() -> None:
     assert named <= targets
 
 
-def test_linked_files_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "bench/README.md",
+    *(ROOT / "docs").glob("*.md"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = {page.parent / link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
+    named = {ROOT / path for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*\.(?:py|json|yaml|md))`", text)}
+    if page.name != "LOG.md":  # a log speaks of files as they were
+        assert {str(path) for path in links | named if not path.exists()} == set()
+
+
+def test_readme_is_short_enough_to_finish() -> None:
+    assert len(README.splitlines()) <= 250
