@@ -8,112 +8,95 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from janus.common.options import DEVICE, FOLDER, Group, add_options, option
 from pipelines.sources import load_recipe
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-SOURCES = [source.name for source in load_recipe()]
-FOLDER = click.Path(file_okay=False, path_type=Path)
 
-_OPTIONS: dict[str, Any] = {
-    "data": click.option(
-        "--data", type=FOLDER, default="data/hub", help="Folder of the raw datasets (PubMedQA, artwork, …)."
-    ),
-    "work": click.option(
-        "--work",
-        type=FOLDER,
-        default="data/work",
-        help="Folder of the stages' outputs, reused by later runs.",
-    ),
-    "out": click.option(
-        "--out", type=FOLDER, default="data/shards", help="Folder the shards are written to."
-    ),
-    "tokenizer": click.option(
-        "--tokenizer",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything that a build can be told; each stage takes its share."""
+
+    data: Path = option(
+        Path("data/hub"), "Folder of the raw datasets (PubMedQA, artwork, …).", FOLDER, group="Folders"
+    )
+    work: Path = option(
+        Path("data/work"), "Folder of the stages' outputs, reused by later runs.", FOLDER, group="Folders"
+    )
+    out: Path = option(Path("data/shards"), "Folder to write the shards to.", FOLDER, group="Folders")
+    tokenizer: Path = option(
+        None,
+        "Folder with tokenizer.json and preprocessor_config.json: a checkpoint's, or the sample's.",
+        click.Path(exists=True, file_okay=False, path_type=Path),
         required=True,
-        help="Folder with tokenizer.json and preprocessor_config.json: a checkpoint's, or the sample's.",
-    ),
-    "model": click.option(
-        "--model",
-        default="tiny",
-        help="Checkpoint folder, hub id or preset whose VQ encoder gives the image codes; a preset has "
-        "none: its codes are of a palette, or of random weights.",
-    ),
-    "workers": click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        show_default="all cores",
-        help="Processes; the shards are the same whatever their number.",
-    ),
-    "max_length": click.option(
-        "--max-length",
-        type=click.IntRange(min=1),
-        default=1024,
-        help="Tokens of a sample; longer ones are set aside, never cut.",
-    ),
-    "max_reject_rate": click.option(
-        "--max-reject-rate",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        help="Stop when more than this share of the rows cannot be used. Pictures that medical-vqa "
-        "lacks, duplicates and leaks do not count.",
-    ),
-    "validation_fraction": click.option(
-        "--validation-fraction",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        help="Share of rows for validation, where upstream has no splits.",
-    ),
-    "seed": click.option("--seed", type=int, default=0, help="Of the split and the shuffle."),
-    "format": click.option(
-        "--format", type=click.Choice(["arrow", "webdataset"]), default="arrow", help="Of the shards."
-    ),
-    "keep_images": click.option(
-        "--keep-images/--no-keep-images",
-        default=False,
-        help="Keep text-to-image originals in the shards; their codes are there anyway.",
-    ),
-    "source": click.option(
-        "--source",
-        "sources",
-        multiple=True,
-        type=click.Choice(SOURCES),
-        help="Only this dataset; may be given several times. Default: all that are there.",
-    ),
-}
+        metavar="DIR",
+        group="Folders",
+    )
+    sources: tuple[str, ...] = option(
+        (),
+        "Use only this dataset; may be repeated.",
+        click.Choice([source.name for source in load_recipe()]),
+        flag="--source",
+        shown="all whose folders exist",
+    )
+    max_length: int = option(
+        1024, "Longest sample in tokens. Longer ones are rejected, never cut.", click.IntRange(min=1)
+    )
+    max_reject_rate: float = option(
+        0.05,
+        "Stop when more than this share of the rows is unusable. Pictures that medical-vqa lacks, duplicates "
+        "and leaks do not count.",
+        click.FloatRange(0, 1),
+    )
+    validation_fraction: float = option(
+        0.05, "Share of rows for validation, where upstream has no splits.", click.FloatRange(0, 1)
+    )
+    seed: int = option(0, "Seed of the split and of the shuffle.")
+    format: str = option("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
+    keep_images: bool = option(
+        False, "Keep text-to-image originals in the shards, beside the codes that are trained on."
+    )
+    model: str = option(
+        "tiny",
+        "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes; a preset has none: its "
+        "codes are of a palette, or of random weights.",
+        metavar="DIR|HUB_ID|PRESET",
+        group="Computation",
+    )
+    device: str = option("auto", "Where the VQ encoder computes.", DEVICE, group="Computation")
+    workers: int = option(
+        CORES,
+        "Processes; the shards are the same for any number.",
+        click.IntRange(min=1),
+        shown="all cores",
+        group="Computation",
+    )
 
 
-def _options(*names: str) -> Callable[[Command], Command]:
-    """The named shared options, in that order in the help."""
-
-    def decorate(command: Command) -> Command:
-        for name in reversed(names):
-            command = _OPTIONS[name](command)
-        return command
-
-    return decorate
+def _stage(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return add_options(BuildOptions, *names)
 
 
-@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 def main() -> None:
     """From raw datasets to training shards.
 
     Stages run in the order download, ingest, tokenize, images, vq, write; `build` runs all but the
-    download. A stage whose inputs and parameters have not changed is skipped. Rows that cannot be used
-    are set aside in WORK/rejects.arrow with a reason and counted in the manifest.
+    download. A stage whose inputs and parameters have not changed is skipped. Unusable rows go to
+    WORK/rejects.arrow with a reason and are counted in the manifest.
     """
 
 
 @main.command()
-@_options("data")
-@click.option("--seed", type=int, default=0, help="Of the drawn pictures and invented facts.")
+@_stage("data")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the drawn pictures and facts.")
 def sample(data: Path, seed: int) -> None:
     """Write a small synthetic data set, in the four datasets' own layouts, with its tokenizer.
 
@@ -125,7 +108,7 @@ def sample(data: Path, seed: int) -> None:
 
 
 @main.command()
-@_options("data", "source")
+@_stage("data", "sources")
 def download(data: Path, sources: tuple[str, ...]) -> None:
     """Fetch the real datasets from the hub at their pinned commits; resumable."""
     from pipelines.download import download
@@ -134,28 +117,28 @@ def download(data: Path, sources: tuple[str, ...]) -> None:
 
 
 @main.command()
-@_options("data", "work", "source", "max_reject_rate")
+@_stage("data", "work", "sources", "max_reject_rate")
 def ingest(**options: Any) -> None:
     """Read the raw datasets into one table of rows, each picture once."""
     _run(["ingest"], options)
 
 
 @main.command()
-@_options("work", "tokenizer", "max_length", "workers", "max_reject_rate")
+@_stage("work", "tokenizer", "max_length", "max_reject_rate", "workers")
 def tokenize(**options: Any) -> None:
     """Encode prompts and answers into ids and supervised spans."""
     _run(["tokenize"], options)
 
 
 @main.command()
-@_options("work", "tokenizer", "workers", "max_reject_rate")
+@_stage("work", "tokenizer", "max_reject_rate", "workers")
 def images(**options: Any) -> None:
     """Decode each picture and bring it to the model's square."""
     _run(["images"], options)
 
 
 @main.command()
-@_options("work", "model")
+@_stage("work", "model", "device")
 def vq(**options: Any) -> None:
     """Encode text-to-image pictures into the VQ codes that are trained on.
 
@@ -165,24 +148,20 @@ def vq(**options: Any) -> None:
 
 
 @main.command()
-@_options("work", "out", "tokenizer", "format", "keep_images", "validation_fraction", "seed")
+@_stage("work", "out", "tokenizer", "validation_fraction", "seed", "format", "keep_images")
 def write(**options: Any) -> None:
     """Split, shuffle and write the shards and their manifest."""
     _run(["write"], options)
 
 
 @main.command()
-@_options(
-    *("data", "work", "out", "tokenizer", "model", "source", "workers", "max_length", "max_reject_rate"),
-    *("validation_fraction", "seed", "format", "keep_images"),
-)
+@_stage()
 def build(**options: Any) -> None:
     """All stages from raw datasets to shards, then a summary."""
     _run(["ingest", "tokenize", "images", "vq", "write"], options)
 
 
 def _run(stages: list[str], options: dict[str, Any]) -> None:
-    """Run stages in order; after each, stop if too many rows cannot be used."""
     from pipelines.build import run_stages
 
     run_stages(stages, options)

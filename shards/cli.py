@@ -1,8 +1,7 @@
-"""Look into a folder of shards: `shards inspect`, `preview`, `show`, `verify`."""
+"""`shards`: inspect, preview and verify a folder of shards."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from janus.common.errors import UserError
+from janus.common.options import DEVICE, FILE, FOLDER, Group, nearest
 
 if TYPE_CHECKING:  # Arrow, polars and rich load only for the command that needs them
     import polars as pl
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # Arrow, polars and rich load only for the command that needs
     from shards.read import ShardSet
     from shards.schema import Sample
 
-_FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+_FOLDER = click.argument("folder", type=FOLDER, metavar="DIR")
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
-    """Look into folders of shards."""
+    """Inspect, preview and verify folders of shards."""
 
 
 @main.command()
@@ -32,9 +32,9 @@ def main() -> None:
 @click.option(
     "--length",
     type=click.IntRange(1),
+    metavar="N",
     default=1024,
-    show_default=True,
-    help="Row length that padding is counted for.",
+    help="Length in tokens up to which each row is padded in the counts.",
 )
 def inspect(folder: Path, length: int) -> None:
     """Print what DIR holds.
@@ -58,7 +58,7 @@ def inspect(folder: Path, length: int) -> None:
 @main.command()
 @_FOLDER
 @click.argument("sample_id")
-@click.option("--image", "picture", type=click.Path(path_type=Path), help="Save the sample's image as PNG.")
+@click.option("--image", "picture", type=FILE, help="Save the sample's image as PNG.")
 def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     """Print one sample of DIR.
 
@@ -90,20 +90,19 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
 
 @main.command()
 @_FOLDER
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page to write [DIR/preview.html]."
-)
+@click.option("--out", type=FILE, help="The page to write.", show_default="DIR/preview.html")
 @click.option(
     "--model", metavar="DIR|PRESET", help="The model the VQ codes are of: shows what they decode to."
 )
 @click.option(
     "--samples",
     type=click.IntRange(1, 2000),
+    metavar="N",
     default=240,
-    show_default=True,
     help="Samples in the gallery, drawn evenly from every task, source and split.",
 )
-def preview(folder: Path, out: Path | None, model: str | None, samples: int) -> None:
+@click.option("--device", type=DEVICE, default="auto", help="Where to decode the codes.")
+def preview(folder: Path, out: Path | None, model: str | None, samples: int, device: str) -> None:
     """Write a page to look at DIR in a browser.
 
     Counts, token lengths, rejects, and a gallery of samples; one file that needs no network.
@@ -117,13 +116,10 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int) -> 
 
 @main.command()
 @_FOLDER
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that hash.")
-@click.option("--leaks", is_flag=True, help="Also name train samples that nearly stand in another split.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", default=2, help="Threads that hash.")
+@click.option("--leaks", is_flag=True, help="Also name train samples that another split nearly repeats.")
 def verify(folder: Path, workers: int, leaks: bool) -> None:
-    """Hash DIR again; exit 1 if it differs.
-
-    Every file and every row; each one that is not as written is named.
-    """
+    """Hash every file and row of DIR again and name those that differ; exit 1 if any does."""
     from shards.read import verify_folder
 
     problems = verify_folder(folder, workers)
@@ -182,8 +178,8 @@ def _find(shards: ShardSet, sample_id: str) -> Sample:
         if index >= 0:
             return rows.read(index)
         ids += rows.sample_ids.to_pylist()
-    near = difflib.get_close_matches(sample_id, ids, 1)
-    hint = f"; did you mean {_printable(near[0])}?" if near else f"; ids look like {_printable(ids[0])}"
+    near = nearest(sample_id, ids)
+    hint = f"; did you mean {_printable(near)}?" if near else f"; ids look like {_printable(ids[0])}"
     raise UserError(f"{shards.folder}: no sample {sample_id!r}{hint}")
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     help="Accept that this field differs from the run that is resumed, so that its numbers will too. May be "
     "repeated; is recorded.",
 )
-@add_options(TrainConfig)
+@add_options(TrainConfig, only_given=True)
 def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: Any) -> None:
     """Train on a folder of shards.
 
@@ -83,7 +83,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @main.command("eval")
 @click.argument("out", type=FOLDER)
 @add_options(EvalConfig)
-def evaluate(out: Path, model: str | None = None, shards: Path | None = None, **given: Any) -> None:
+def evaluate(out: Path, **options: Any) -> None:
     """Evaluate the run OUT, or with --model and --shards any model, on held-out samples.
 
     \b
@@ -98,5 +98,5 @@ def evaluate(out: Path, model: str | None = None, shards: Path | None = None, **
     from trainer.evaluate.run import evaluate as run
     from trainer.run.folder import evaluated
 
-    model, shards = evaluated(out, model, shards)
-    run(EvalConfig(out=out, model=model, shards=shards, **given))
+    options["model"], options["shards"] = evaluated(out, options["model"], options["shards"])
+    run(EvalConfig(out, **options))

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from janus.common.errors import UserError
-from janus.common.options import FILE, FOLDER, Names, option, option_fields, read_options
+from janus.common.options import DEVICE, DTYPE, FILE, FOLDER, MODE, Names, option, option_fields, read_options
 from janus.model.stages import STAGES
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
 from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
@@ -160,14 +160,12 @@ class TrainConfig:
     )
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
 
-    mode: str = _compute(
-        "graph", "Compiled graphs, or op by op: the same numbers.", click.Choice(["graph", "pynative"])
-    )
-    device: str = _compute("auto", "Where to compute.", click.Choice(["auto", "CPU", "Ascend"]))
+    mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers.", MODE)
+    device: str = _compute("auto", "Where to compute.", DEVICE)
     dtype: str = _compute(
         "float32",
         "What forward and backward compute in (bfloat16: Ascend only). Weights and moments are float32.",
-        click.Choice(["float32", "bfloat16"]),
+        DTYPE,
     )
     gradient_checkpointing: bool = _compute(
         False,
@@ -201,8 +199,8 @@ class EvalConfig:
     """What to evaluate, and on what. out: the folder whose `eval/` gets the results."""
 
     out: Path
-    model: str = option("", "Evaluate this model.", metavar="DIR|HUB_ID", shown="OUT's newest checkpoint")
-    shards: Path = option(Path(), "Folder of shards.", FOLDER, shown="what OUT was trained on")
+    model: str = option(None, "Evaluate this model.", metavar="DIR|HUB_ID", shown="OUT's newest checkpoint")
+    shards: Path = option(None, "Folder of shards.", FOLDER, shown="what OUT was trained on")
     split: str = option(
         "validation", "Split to evaluate; neither is trained on.", click.Choice(list(SPLITS[1:]))
     )
@@ -218,7 +216,7 @@ class EvalConfig:
     max_tokens: int = option(32, "Longest vqa answer in tokens.", _SIZE)
     batch: int = option(8, "Samples at a time.", _SIZE)
     seed: int = option(0, "Seed of the drawn pictures.", _SEED)
-    device: str = option("auto", "Where to compute.", click.Choice(["auto", "CPU", "Ascend"]))
+    device: str = option("auto", "Where to compute.", DEVICE)
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -6,10 +6,9 @@
 
     @main.command()
     @add_options(Request)
-    def generate(**given): run(Request(**given))
+    def generate(**options): run(Request(**options))
 
-A command receives only the values that were given; the dataclass has the defaults. What a user gets wrong is
-one line, exit code 2.
+What a user gets wrong is one line, exit code 2.
 """
 
 from __future__ import annotations
@@ -31,6 +30,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FOLDER.name = "dir"  # as help shows it
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+DEVICE = click.Choice(["auto", "CPU", "Ascend"])
+DTYPE = click.Choice(["float32", "bfloat16"])
+MODE = click.Choice(["graph", "pynative"])
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 _METAVARS = {click.IntRange: "N", click.FloatRange: "X"}
 
 
@@ -48,12 +53,12 @@ def option(
     """A dataclass field that is an option.
 
     type: Click's; that of the default if None. A tuple as default makes an option that may be repeated,
-    unless the type reads lists itself. flag: its name on the command line, if it is not the field's. shown:
-    the default in words, where it is not a constant. required: has to be given to a command that has it.
-    notes: more metadata, `group` among them: the heading of the option in the help.
+    unless the type reads lists itself. flag: its name on the command line, if not the field's. shown: the
+    default in words, where it is not a constant. required: a command that has it needs it. notes: more
+    metadata, for example `group`: the heading of the option in the help.
     """
-    repeated = isinstance(default, tuple) and type is None
-    kind = click.STRING if repeated else click.types.convert_type(type, default)
+    repeated = isinstance(default, tuple) and not getattr(type, "takes_lists", False)
+    kind = type or (click.STRING if repeated else click.types.convert_type(None, default))
     metavar = metavar or _METAVARS.get(kind.__class__)
     metadata = {"help": help, "kind": kind, "flag": flag, "metavar": metavar, "shown": shown, **notes}
     metadata |= {"repeated": repeated, "required": required}
@@ -67,16 +72,23 @@ def option_fields(cls: type) -> dict[str, Field]:
     return {entry.name: entry for entry in fields(cls) if "kind" in entry.metadata}
 
 
-def add_options(cls: type, *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a dataclass, or only those named; it receives the values given."""
+def add_options(cls: type, *names: str, only_given: bool = False) -> Decorator:
+    """Give a command the options of a dataclass, or those named.
+
+    It receives their values, defaults included; with only_given, only what the user gave.
+    """
     known = option_fields(cls)
     chosen = [known[name] for name in names or known]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def run(*arguments: Any, **values: Any) -> Any:
-            unset = {entry.name for entry in chosen if values[entry.name] in (None, ())}
-            return command(*arguments, **{name: v for name, v in values.items() if name not in unset})
+            for entry in chosen:
+                if values[entry.name] in (None, ()):
+                    del values[entry.name]
+                    if not only_given:
+                        values[entry.name] = entry.default
+            return command(*arguments, **values)
 
         for entry in reversed(chosen):
             run = click.option(*_declaration(entry), cls=_FieldOption, entry=entry)(run)

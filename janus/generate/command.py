@@ -10,6 +10,7 @@ import numpy as np
 
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
+from janus.common.options import DEVICE, FILE, FOLDER, option
 from janus.common.progress import token_progress
 from janus.generate.generate import TEMPERATURE, Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture
@@ -20,18 +21,36 @@ from janus.tokens import JanusTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for; the command's options by their names."""
+    """What to answer or to draw, and how."""
 
-    prompts: tuple[str, ...]
-    image: Path | None
-    draws: tuple[str, ...]
-    out: Path
-    num_images: int
-    temperature: float | None
-    guidance: float
-    max_tokens: int
-    seed: int
-    batch: int
+    prompts: tuple[str, ...] = option(
+        (), "Answer this; may be repeated.", flag="--prompt", metavar="TEXT", group="Answer"
+    )
+    image: Path | None = option(None, "The picture that the prompts ask about.", FILE, group="Answer")
+    max_tokens: int = option(256, "Longest answer in tokens.", click.IntRange(min=1), group="Answer")
+    draws: tuple[str, ...] = option(
+        (), "Draw pictures of this; may be repeated.", flag="--draw", metavar="TEXT", group="Draw"
+    )
+    out: Path = option(Path("pictures"), "Folder of the pictures.", FOLDER, group="Draw")
+    num_images: int = option(1, "Pictures to draw of each TEXT.", click.IntRange(min=1), group="Draw")
+    guidance: float = option(
+        5.0,
+        "Classifier-free guidance scale; a higher one follows the prompt more closely.",
+        click.FLOAT,
+        metavar="X",
+        group="Draw",
+    )
+    temperature: float | None = option(
+        None,
+        "Sampling temperature; 0 takes the likeliest token.",
+        click.FloatRange(min=0),
+        shown="0 for answers, 1 for pictures",
+    )
+    seed: int = option(
+        0, "Seed of all draws; the number of the picture or prompt counts too.", click.IntRange(min=0)
+    )
+    batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
+    device: str = option("auto", "Where to compute.", DEVICE)
 
 
 def run(name: str, request: Request) -> None:

@@ -27,6 +27,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import click
+
+from janus.common.options import DTYPE, option
 from janus.model.config import JanusConfig
 from janus.model.stages import trained_parts
 from janus.prompts import TASKS
@@ -36,15 +39,12 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Load:
-    """What one micro-batch holds: `rows` of `length` tokens, one image a row where the task has images.
+    """What one micro-batch holds: `rows` of `length` tokens, one image a row where the task has images."""
 
-    answer: supervised tokens of a row of text or vqa. dtype: of the forward and backward.
-    """
-
-    rows: int
-    length: int
-    answer: int
-    dtype: str
+    rows: int = option(1, "Rows of a micro-batch.", click.IntRange(min=1))
+    length: int = option(1024, "Tokens of a row.", click.IntRange(min=1))
+    answer: int = option(128, "Supervised tokens of a text or vqa row.", click.IntRange(min=1))
+    dtype: str = option("float32", "What forward and backward compute in.", DTYPE)
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,11 @@ def commands(printed: str) -> list[list[str]]:
 
 
 def test_make_preview_decodes_with_the_model_that_made_the_codes(clone: Path) -> None:
-    *_, build, preview = commands(make(clone, "-n", "preview", "MODEL=m", "SHARDS=s", "ARGS=--open"))
+    *_, build, preview = commands(make(clone, "-n", "preview", "MODEL=m", "SHARDS=s", "ARGS=--samples 9"))
     assert build[:2] == ["pipelines", "build"]
     assert build[build.index("--out") + 1] == "s"
     assert build[build.index("--model") + 1] == "m"
-    assert preview == ["shards", "preview", "s", "--model", "m", "--open"]
+    assert preview == ["shards", "preview", "s", "--model", "m", "--samples", "9"]
 
 
 def test_paths_with_blanks_quotes_and_other_letters_stay_whole(clone: Path) -> None:
