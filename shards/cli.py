@@ -83,7 +83,7 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     spans = ", ".join(f"{start}–{end}" for start, end in sample.supervised.tolist())
     click.echo(f"{'input_ids':13}{len(sample.input_ids)} tokens, supervised {spans or 'none'}")
     pieces = marked_pieces(sample, Tokenizer.from_file(str(folder / TOKENIZER)))
-    click.echo(_printable("".join(f"[[{p.text}]]" if p.supervised else p.text for p in pieces)))
+    click.echo(_printable("".join(f"[[{text}]]" if supervised else text for text, supervised in pieces)))
     if picture:
         _save_image(sample, picture)
 

@@ -16,7 +16,7 @@ import polars as pl
 from janus.common.errors import UserError
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
-from shards.preview.marks import Piece, marked_pieces
+from shards.preview.marks import marked_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 PICTURE_BYTES = 12_000_000
-"""Of all pictures together, before base64 makes a third more of them: the page stays under 20 MB."""
+"""Of all pictures together, before base64 makes them a third larger: the page stays under 20 MB."""
 
 TEXT_CHARACTERS = 2_500_000
 """Of all samples together; each field of a sample is cut at its share, but not below a screenful."""
@@ -40,37 +40,36 @@ Decode = Callable[[np.ndarray], np.ndarray]
 def choose(rows: pl.DataFrame, count: int) -> pl.DataFrame:
     """Up to `count` rows of `summary.row_table`: from each task, source and split equally many, or all.
 
-    Rows of one stratum stand in the order of the shards; strata take turns, so that a first screen shows
+    Rows of one stratum stand in the order of the shards; strata take turns, so that the first screen shows
     something of each.
     """
     split_order = pl.col("split").replace_strict(SPLITS, range(len(SPLITS)))
     by = ("task", "source", split_order, "index")
     ranked = rows.sort(*by, descending=[True, False, False, False])  # pictures first
     strata = ranked.partition_by("task", "source", "split", maintain_order=True, as_dict=True)
-    shares = allot([part.height for part in strata.values()], count)
+    shares = allot([stratum.height for stratum in strata.values()], count)
     chosen = []
-    for (key, part), share in zip(strata.items(), shares, strict=True):
+    for (key, stratum), share in zip(strata.items(), shares, strict=True):
         rng = np.random.default_rng([SEED, *"/".join(map(str, key)).encode()])
-        places = np.sort(rng.choice(part.height, share, replace=False))
-        chosen.append(part[places].with_columns(turn=pl.int_range(pl.len())))
+        places = np.sort(rng.choice(stratum.height, share, replace=False))
+        chosen.append(stratum[places].with_columns(turn=pl.int_range(pl.len())))
     return pl.concat(chosen).sort("turn", maintain_order=True).drop("turn")
 
 
 def allot(sizes: Sequence[int], total: int) -> list[int]:
-    """A share of `total` for each size: equal, but none above its size; what that leaves goes to the rest."""
-    shares = [0] * len(sizes)
-    left = min(total, sum(sizes))
-    while left:
-        for i in (i for i, size in enumerate(sizes) if shares[i] < size):
-            shares[i] += left > 0
-            left -= left > 0
+    """A share of `total` for each size: equal, but none above its size; the others share what that leaves."""
+    shares, left = [0] * len(sizes), total
+    smallest_first = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    for done, i in enumerate(smallest_first):
+        shares[i] = min(sizes[i], left // (len(sizes) - done))
+        left -= shares[i]
     return shares
 
 
 def code_decoder(shards: ShardSet, model: str) -> Decode:
     """What turns the shards' codes into pictures.
 
-    Raises UserError if there are no codes, or `model` is not the one they are of.
+    Raises UserError if there are no codes, or they were not made by `model`.
     """
     from janus.checkpoint.folder import open_model
     from janus.generate.vq_encode import VQDecoder
@@ -92,55 +91,45 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
 def cards(
     shards: ShardSet, chosen: pl.DataFrame, tokenizer: Tokenizer, decode: Decode | None
 ) -> list[dict[str, Any]]:
-    """What the page shows of each chosen row. UserError naming a row that is damaged."""
-    text = max(_SCREENFUL, min(_LONGEST, TEXT_CHARACTERS // (_FIELDS_PER_SAMPLE * chosen.height)))
-    with_pictures = chosen.filter(pl.col("task") != "text").height
-    picture = PICTURE_BYTES // max(1, with_pictures * (1 if decode is None else 2))
+    """What the page shows of each chosen row. Raises UserError naming a row that is damaged."""
+    text_limit = max(_SCREENFUL, min(_LONGEST, TEXT_CHARACTERS // (_FIELDS_PER_SAMPLE * chosen.height)))
+    pictures = chosen.filter(pl.col("task") != "text").height * (1 if decode is None else 2)
+    picture_limit = PICTURE_BYTES // max(1, pictures)
     label = "reading samples" if decode is None else "reading samples, decoding codes"
-    out = []
     rows = chosen.iter_rows(named=True)
-    with click.progressbar(rows, length=chosen.height, label=label, file=sys.stderr) as some:
-        for row in some:
-            sample = shards.rows(row["split"], row["task"]).read(row["index"])
-            out.append(_card(sample, tokenizer, decode, text, picture))
-    return out
+    with click.progressbar(rows, length=chosen.height, label=label, file=sys.stderr) as progress:
+        samples = (shards.rows(row["split"], row["task"]).read(row["index"]) for row in progress)
+        return [_card(sample, tokenizer, decode, text_limit, picture_limit) for sample in samples]
 
 
 def _card(
-    sample: Sample, tokenizer: Tokenizer, decode: Decode | None, text: int, picture: int
+    sample: Sample, tokenizer: Tokenizer, decode: Decode | None, text_limit: int, picture_limit: int
 ) -> dict[str, Any]:
-    return {
-        "id": sample.sample_id,
-        "task": sample.task,
-        "source": sample.source,
-        "split": sample.split,
-        "history": [[_cut(side, text) for side in turn] for turn in sample.history[-4:]],
-        "prompt": _cut(sample.prompt, text),
-        "answer": _cut(sample.answer, text),
-        "tokens": len(sample.input_ids),
-        "supervised": int((sample.supervised[:, 1] - sample.supervised[:, 0]).sum()),
-        "pieces": _cut_pieces(marked_pieces(sample, tokenizer), text),
-        "pictures": [[name, picture_uri(pixels, picture)] for name, pixels in _pictures(sample, decode)],
-        "codes": 0 if sample.image_tokens is None else len(sample.image_tokens),
-    }
-
-
-def _pictures(sample: Sample, decode: Decode | None) -> list[tuple[str, np.ndarray]]:
-    """Caption and pixels: the picture the model sees; for t2i the original where kept, its codes decoded."""
+    """text_limit: characters of a field. picture_limit: bytes of a picture."""
+    pieces = marked_pieces(sample, tokenizer)
+    long = sum(len(text) for text, _ in pieces) > text_limit
+    piece_limit = text_limit // len(pieces) if long else text_limit  # the beginnings of all
     pictures = []
     if sample.image is not None:
         pictures.append(("as the model sees it" if sample.task == "vqa" else "original", sample.image))
     if decode is not None and sample.image_tokens is not None:
         pictures.append(("its codes, decoded", decode(sample.image_tokens.astype(np.int32))))
-    return pictures
+    return {
+        "id": sample.sample_id,
+        "task": sample.task,
+        "source": sample.source,
+        "split": sample.split,
+        "history": [[_cut(side, text_limit) for side in turn] for turn in sample.history[-4:]],
+        "prompt": _cut(sample.prompt, text_limit),
+        "answer": _cut(sample.answer, text_limit),
+        "tokens": len(sample.input_ids),
+        "supervised": int((sample.supervised[:, 1] - sample.supervised[:, 0]).sum()),
+        "pieces": [[_cut(text, piece_limit), supervised] for text, supervised in pieces],
+        "pictures": [[caption, picture_uri(pixels, picture_limit)] for caption, pixels in pictures],
+        "codes": 0 if sample.image_tokens is None else len(sample.image_tokens),
+    }
 
 
 def _cut(text: str, limit: int) -> str:
     """The text, or its beginning and how much more there is."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
-
-
-def _cut_pieces(pieces: Sequence[Piece], limit: int) -> list[list[Any]]:
-    """[text, supervised] of each piece: all of it where that fits, else the beginnings of all."""
-    each = limit if sum(len(piece.text) for piece in pieces) <= limit else limit // len(pieces)
-    return [[_cut(piece.text, each), piece.supervised] for piece in pieces]

@@ -1,4 +1,4 @@
-"""`shards preview`: one HTML page with what a folder of shards holds, to be looked at.
+"""`shards preview`: one HTML page that shows what a folder of shards holds.
 
 The numbers are of all rows; the gallery is a sample of them (`gallery.py`), so that the page stays small.
 """
@@ -40,18 +40,16 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     decode = None if model is None else code_decoder(shards, model)
     rows = row_table(shards)
     chosen = choose(rows, samples)
-    gallery = cards(shards, chosen, Tokenizer.from_file(str(folder / TOKENIZER)), decode)
-    present = {name: chosen[name].unique().to_list() for name in ("task", "split")}
     values: dict[str, Any] = {
         "folder": str(folder),
         "manifest": shards.manifest,
         "vq_warning": vq_warning(shards.manifest),
         "total": _totals(rows, shards.manifest),
         "groups": _groups(rows),
-        "sources": _sources(shards.manifest),
-        "samples": gallery,
-        "tasks": [task for task in TASKS if task in present["task"]],
-        "splits": [split for split in SPLITS if split in present["split"]],
+        "reject_examples": _reject_examples(shards.manifest),
+        "samples": cards(shards, chosen, Tokenizer.from_file(str(folder / TOKENIZER)), decode),
+        "tasks": [task for task in TASKS if task in chosen["task"]],
+        "splits": [split for split in SPLITS if split in chosen["split"]],
         "source_names": sorted(chosen["source"].unique()),
         "model": model,
     }
@@ -76,43 +74,26 @@ def _totals(rows: pl.DataFrame, manifest: Manifest) -> dict[str, int]:
 
 def _groups(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Each task and source with its counts and histogram; sources of a task share the bins."""
-    groups = summarize(rows, 1).sort(pl.col("task").replace_strict(TASKS, range(len(TASKS))), "source")
-    spans = rows.group_by("task").agg(lo=pl.col("tokens").min(), hi=pl.col("tokens").max())
-    limits = {task: (lo, hi) for task, lo, hi in spans.iter_rows()}
-    out = []
-    for group in groups.iter_rows(named=True):
-        mine = (pl.col("task") == group["task"]) & (pl.col("source") == group["source"])
-        out.append(
-            {**group, "bars": histogram(rows.filter(mine)["tokens"].to_numpy(), *limits[group["task"]])}
-        )
-    return out
+    groups = []
+    for group in summarize(rows, 1).iter_rows(named=True):
+        of_task = rows.filter(pl.col("task") == group["task"])
+        lengths = of_task.filter(pl.col("source") == group["source"])["tokens"].to_numpy()
+        tokens = of_task["tokens"].to_numpy()
+        groups.append({**group, "bars": histogram(lengths, int(tokens.min()), int(tokens.max()))})
+    return sorted(groups, key=lambda group: TASKS.index(group["task"]))
 
 
 def histogram(lengths: np.ndarray, lo: int, hi: int) -> list[dict[str, int]]:
     """Rows per bin of whole token counts between lo and hi: {lo, hi (both inclusive), rows}."""
     width = max(1, -(-(hi - lo + 1) // BINS))
-    starts = np.arange(lo, hi + 1, width)
-    counts = np.bincount((lengths - lo) // width, minlength=len(starts))
-    return [
-        {"lo": int(start), "hi": int(start) + width - 1, "rows": int(n)}
-        for start, n in zip(starts, counts, strict=True)
-    ]
+    starts = range(lo, hi + 1, width)
+    counts = np.bincount((lengths - lo) // width, minlength=len(starts)).tolist()
+    return [{"lo": lo, "hi": lo + width - 1, "rows": n} for lo, n in zip(starts, counts, strict=True)]
 
 
-def _sources(manifest: Manifest) -> list[dict[str, Any]]:
-    """What became of each source's raw rows, with the examples that the manifest names."""
+def _reject_examples(manifest: Manifest) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """The raw rows that the manifest names, by source and reason."""
     examples: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for example in manifest.recipe.get("reject_examples", ()):
         examples.setdefault((example["source"], example["reason"]), []).append(example)
-    return [
-        {
-            "name": source,
-            "read": counts.read,
-            "written": counts.written,
-            "rejected": [
-                {"reason": reason, "rows": rows, "examples": examples.get((source, reason), [])}
-                for reason, rows in sorted(counts.rejected.items(), key=lambda item: -item[1])
-            ],
-        }
-        for source, counts in sorted(manifest.counts.items())
-    ]
+    return examples

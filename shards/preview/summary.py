@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
 def row_table(shards: ShardSet) -> pl.DataFrame:
     """One row per sample: split, task, source, index (in its split and task), tokens, supervised, bytes."""
-    return pl.concat([_rows(shards, split, task) for split, task in shards.splits_tasks()])
+    tables = []
+    for split, task in shards.splits_tasks():
+        rows = shards.rows(split, task)
+        columns = {
+            "source": pl.from_arrow(rows.sources),
+            "tokens": rows.num_tokens,
+            "supervised": rows.supervised_tokens.astype("int64"),
+            "bytes": rows.row_bytes,
+        }
+        names = {"split": pl.lit(split), "task": pl.lit(task), "index": pl.int_range(pl.len())}
+        tables.append(pl.DataFrame(columns).with_columns(**names))
+    return pl.concat(tables)
 
 
 def summarize(rows: pl.DataFrame, length: int) -> pl.DataFrame:
@@ -39,7 +50,7 @@ def summarize(rows: pl.DataFrame, length: int) -> pl.DataFrame:
 
 
 def vq_summary(manifest: Manifest) -> str:
-    """Whose codes they are, and whether they mean anything."""
+    """Which encoder made the VQ codes, and whether they mean anything."""
     if manifest.vq is None:
         return "none"
     return f"encoder sha256 {manifest.vq['encoder_sha256']}, {VQ_WEIGHTS[manifest.vq['weights']]}"
@@ -50,15 +61,3 @@ def vq_warning(manifest: Manifest) -> str | None:
     if manifest.vq is None or manifest.vq["weights"] == "checkpoint":
         return None
     return VQ_WEIGHTS[manifest.vq["weights"]]
-
-
-def _rows(shards: ShardSet, split: str, task: str) -> pl.DataFrame:
-    rows = shards.rows(split, task)
-    return pl.DataFrame(
-        {
-            "source": pl.from_arrow(rows.sources),
-            "tokens": rows.num_tokens,
-            "supervised": rows.supervised_tokens.astype("int64"),
-            "bytes": rows.row_bytes,
-        }
-    ).with_columns(split=pl.lit(split), task=pl.lit(task), index=pl.int_range(pl.len()))
