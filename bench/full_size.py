@@ -83,8 +83,8 @@ def main(size: str, stage: int, steps: int) -> None:
     batch = one_sample("t2i", config)
     for number in range(1, steps + 1):
         step.accumulate("t2i", batch, 1 / batch.supervised)
-        loss = step.finish().loss_sum["t2i"] / batch.supervised
-        step.update(1e-3)
+        loss = step.measure().loss_sum["t2i"] / batch.supervised
+        step.apply(1e-3)
         step.wait()
         say(f"stage {stage} step {number}, {loss:.3f}")
 

@@ -29,8 +29,8 @@ from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from trainer.config import load_recipe, resolve
 from trainer.evaluate.metrics import mean_scores
+from trainer.optimizer import learning_rate
 from trainer.run.open import open_run
-from trainer.schedule import learning_rate
 from trainer.stream.batch import Batch
 from trainer.stream.feed import StepData, steps_ahead
 
@@ -162,7 +162,7 @@ class Bench:
         self.model = self.run.folder.build()
         self.network = TrainStep(self.model, self.run.feed.shapes, self.run.config)
         self.initial = self.weights()
-        self._moments = {name: tensor.asnumpy() for name, tensor in self.network.state().items()}
+        self._moments = {name: tensor.asnumpy() for name, tensor in self.network.optimizer.state().items()}
         feed = self.run.feed
         self.held_out = {task: list(feed.validation_batches(task)) for task in feed.validation}
         (empty,) = encode_samples(self.run.tokenizer, [PromptRow("t2i", "")], feed.shapes["t2i"].image.tokens)
@@ -196,7 +196,7 @@ class Bench:
         import mindspore as ms
 
         self.set_weights(map(to_bfloat16, weights) if case.bfloat16 else weights)
-        self.network.load_state({name: ms.Tensor(array) for name, array in self._moments.items()})
+        self.network.optimizer.load_state({name: ms.Tensor(array) for name, array in self._moments.items()})
         before = self.losses()
         lost = []
         for number, data, _ in steps_ahead(self.run.feed, case.first, case.first + steps - 1):
@@ -209,16 +209,14 @@ class Bench:
     def _rate(self, case: Case, step: int) -> float:
         """Learning rate of a case's step `step`, 1 is the first."""
         config, warmup = self.run.config, min(self.run.config.warmup_steps, self.steps // 2)
-        return case.rate or learning_rate(
-            step, peak=config.learning_rate, schedule=config.schedule, warmup_steps=warmup, steps=self.steps
-        )
+        return case.rate or learning_rate(step, replace(config, warmup_steps=warmup, steps=self.steps))
 
     def _step(self, case: Case, data: StepData, rate: float) -> float:
         """One optimizer step; the share of its changes to weights that rounding undid (0 in float32)."""
         self._accumulate(case, data, TASKS)
         before = self.weights() if case.bfloat16 else []
-        self.network.finish()
-        self.network.update(rate)
+        self.network.measure()
+        self.network.apply(rate)
         if not case.bfloat16:
             return 0.0
         updated = self.weights()
@@ -249,7 +247,7 @@ class Bench:
         norms = {}
         for task in self.held_out:
             self._accumulate(case, data, [task])
-            norms[task] = self.network.finish().grad_norm
+            norms[task] = self.network.measure().grad_norm
             self.network.discard()
         return {f"gradient of {task}": norm / sum(norms.values()) for task, norm in norms.items()}
 

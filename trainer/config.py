@@ -17,7 +17,7 @@ import click
 
 from janus.common.errors import UserError
 from janus.common.options import DEVICE, DTYPE, FILE, FOLDER, MODE, Names, option, option_fields, read_options
-from janus.model.stages import STAGES
+from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
 from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
 
@@ -177,6 +177,11 @@ class TrainConfig:
     def counts(self) -> dict[str, int]:
         """Samples of each task in every step."""
         return counts_per_step(step_ratio(self.task, self.ratio, self.samples), self.batch_size)
+
+    @property
+    def trained_parts(self) -> frozenset[str]:
+        """The parts of the network that are trained."""
+        return trained_parts(self.stage, self.train_gen_embed)
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, as config.yaml holds them and `resolve` takes them back."""

@@ -18,12 +18,12 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from janus.common.graph_cache import Graphs, graph_folder
-from janus.model.janus import PARTS, part_of
+from janus.model.janus import part_of
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
-from janus.model.stages import trained_parts
 from trainer.evaluate.metrics import Score
 from trainer.flops import batch_flops
+from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.batch import Batch
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class StepNumbers:
 class _Accumulate(nn.Cell):
     """Forward and backward of one task's micro-batch, added to the buffers."""
 
-    def __init__(
-        self, loss: TaskLoss, weights: list[Parameter], buffers: list[Parameter], numbers: Parameter
-    ) -> None:
+    def __init__(self, loss: TaskLoss, trained: Mapping[str, Parameter], numbers: Parameter) -> None:
+        """trained: names of the weights that are trained, and their buffers."""
         super().__init__(auto_prefix=False)
+        weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss = loss
-        self.buffers = ParameterTuple(buffers)
+        self.buffers = ParameterTuple([trained[p.name] for p in weights])
         self.numbers = numbers
         self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[loss.task]])
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)
@@ -91,43 +91,6 @@ class _Measure(nn.Cell):
         return self.numbers + self.norm_place * ops.sqrt(squares)
 
 
-class _Update(nn.Cell):
-    """Clip by global norm, AdamW, empty the buffers.
-
-    `ops.AdamWeightDecay` has no bias correction; `rates` brings PyTorch's numbers out of it
-    (`adamw_rates`).
-    """
-
-    def __init__(
-        self, weights: list[Parameter], buffers: list[Parameter], numbers: Parameter, config: TrainConfig
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.weights, self.buffers = ParameterTuple(weights), ParameterTuple(buffers)
-        self.mean = ParameterTuple(_like(weights, "adam_m"))
-        self.square = ParameterTuple(_like(weights, "adam_v"))
-        self.numbers = numbers
-        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
-        self.adamw = ops.AdamWeightDecay()
-
-    def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor) -> Tensor:
-        """Apply the gradients times `clip` at `rate`; gives the emptied numbers."""
-        for i in range(len(self.weights)):
-            self.adamw(
-                self.weights[i],
-                self.mean[i],
-                self.square[i],
-                rate,
-                self.beta1,
-                self.beta2,
-                eps,
-                decay,
-                self.buffers[i] * clip,
-            )
-            # Not zeros: they would stand in the graph as constants, one for every weight.
-            ops.assign_sub(self.buffers[i], self.buffers[i])
-        return ops.assign_sub(self.numbers, self.numbers)
-
-
 def _sum_of_squares(x: Tensor) -> Tensor:
     """Σ x² as matrix products: the CPU's ReduceSum is several times slower."""
     x_RD = x.reshape(-1, x.shape[-1])
@@ -135,77 +98,47 @@ def _sum_of_squares(x: Tensor) -> Tensor:
     return ops.matmul(ops.ones((1, x_RD.shape[0]), x.dtype), rows_R1).reshape(())
 
 
-def clip_factor(norm: float, clip_norm: float) -> float:
-    """What gradients of this norm are multiplied by, as torch's `clip_grad_norm_` has it."""
-    return min(1.0, clip_norm / (norm + 1e-6))
-
-
-def adamw_rates(step: int, rate: float, config: TrainConfig) -> tuple[float, float, float]:
-    """(rate, eps, decay) with which AdamW without bias correction gives the numbers of PyTorch's.
-
-    step: 1 for the first. From p ← p − lr·λ·p − lr·m̂/(√v̂ + ε), m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ)
-    (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
-    """
-    correction1 = 1.0 - config.beta1**step
-    correction2 = (1.0 - config.beta2**step) ** 0.5
-    fused_rate = rate * correction2 / correction1
-    return fused_rate, config.eps * correction2, config.weight_decay * correction1 / correction2
-
-
-def _like(weights: list[Parameter], prefix: str) -> list[Parameter]:
-    """Zeros of the weights' shapes, float32."""
-    return [
-        Parameter(
-            Tensor.from_numpy(np.zeros(w.shape, np.float32)), name=f"{prefix}.{w.name}", requires_grad=False
-        )
-        for w in weights
-    ]
-
-
 class TrainStep:
-    """A network being trained: its graphs, gradient buffers and moments."""
+    """A network being trained: its graphs, gradient buffers and optimizer."""
 
     def __init__(self, model: Janus, tasks: Iterable[str], config: TrainConfig) -> None:
-        self._config, self._network = config, model.config
         self.device = config.device
-        ms.set_context(mode=ms.PYNATIVE_MODE)
-        if ms.get_context("device_target") != config.device:
-            ms.set_device(config.device)
-        facts = {"options": config.in_graphs(), "network": asdict(model.config)}
-        self.graphs = Graphs(facts, graph_folder() if config.device == "CPU" else None)
+        self._mode, self._sizes, self._parts = config.mode, model.config, config.trained_parts
+        self.graphs = _graphs(config, model)
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()
-        parts = self._trained_parts = trained_parts(config.stage, config.train_gen_embed)
         losses = {task: TaskLoss(model, task, config.dtype) for task in tasks}
         used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
-        trained = [p for name, p in used.items() if part_of(name) in parts]
-        buffers = dict(zip([p.name for p in trained], _like(trained, "gradient"), strict=True))
-        numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
-        self.parameters = _elements(model, {p.name for p in trained})
-        self._buffers, self._numbers = list(buffers.values()), numbers
-        self._update = _Update(trained, self._buffers, numbers, config)
-        self._apply = self._compiled(self._update, "update")
-        self._measure = self._compiled(_Measure(self._buffers, numbers), "measure")
+        weights = [p for name, p in used.items() if part_of(name) in self._parts]
+        gradients = zeros_like(weights, "gradient")
+        self.trained = {weight.name: gradient for weight, gradient in zip(weights, gradients, strict=True)}
+        self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
+        self.optimizer = AdamW(weights, gradients, self._numbers, config, self._compile)
+        self._measure = self._compile(_Measure(gradients, self._numbers), "measure")
         self._evaluate = {
-            task: self._compiled(TokenScores(loss), f"evaluate {task}") for task, loss in losses.items()
+            task: self._compile(TokenScores(loss), f"evaluate {task}") for task, loss in losses.items()
         }
-        self._accumulate = {}
-        for task, loss in losses.items():
-            weights = [p for p in loss.get_parameters() if p.name in buffers]
-            cell = _Accumulate(loss, weights, [buffers[p.name] for p in weights], numbers)
-            self._accumulate[task] = self._compiled(cell, f"accumulate {task}")
-        self._step = 0
+        self._accumulate = {
+            task: self._compile(_Accumulate(loss, self.trained, self._numbers), f"accumulate {task}")
+            for task, loss in losses.items()
+        }
         self._supervised = dict.fromkeys(losses, 0)
         self._norm: float | None = None
 
-    def _compiled(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
-        """The Cell as one graph, or as it is where the mode is "pynative"."""
-        return cell if self._config.mode == "pynative" else self.graphs.compile(cell, name)
+    def _compile(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
+        """The Cell as one graph; uncompiled where the mode is "pynative"."""
+        return cell if self._mode == "pynative" else self.graphs.compile(cell, name)
 
     def flops(self, task: str, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
-        return batch_flops(self._network, task, batch, self._trained_parts)
+        return batch_flops(self._sizes, task, batch, self._parts)
+
+    def gradients(self, data: StepData) -> StepNumbers:
+        """Add up the gradients of a step's micro-batches, of the mean loss per supervised token."""
+        for task, batch in data.batches:
+            self.accumulate(task, batch, 1.0 / data.supervised)
+        return self.measure()
 
     def accumulate(self, task: str, batch: Batch, scale: float) -> None:
         """Run one micro-batch forward and backward and add its gradient up; does not wait.
@@ -213,51 +146,43 @@ class TrainStep:
         scale: 1 / supervised tokens of the whole step.
         """
         self._supervised[task] += batch.supervised
-        self._accumulate[task](_scalar(scale), *_tensors(batch))
+        self._accumulate[task](Tensor(np.float32(scale)), *_tensors(batch))
 
-    def gradients(self, data: StepData) -> StepNumbers:
-        """Add up the gradients of the step's micro-batches, of the mean loss per supervised token."""
-        for task, batch in data.batches:
-            self.accumulate(task, batch, 1.0 / data.supervised)
-        return self.finish()
+    def measure(self) -> StepNumbers:
+        """Losses and gradient norm of all micro-batches since the last step; waits for the device.
 
-    def finish(self) -> StepNumbers:
-        """Loss and gradient norm of all micro-batches since the last step, once the device has added them up.
-
-        Nothing is applied yet: the caller looks at the numbers and calls `update` or `discard`, so weights
+        Nothing is applied yet: the caller looks at the numbers and calls `apply` or `discard`, so weights
         never meet a gradient that is not finite. That costs one read of four floats a step. The device
-        waits for it no longer than for one launch, and what `accumulate` is given is on its way by then.
+        waits for it no longer than for one launch, and the next step's data are ready by then.
         """
         numbers = self._measure().asnumpy()
         self._norm = norm = float(numbers[GRAD_NORM])
         supervised = {task: n for task, n in self._supervised.items() if n}
         return StepNumbers({task: float(numbers[NUMBERS[task]]) for task in supervised}, supervised, norm)
 
-    def update(self, learning_rate: float) -> None:
-        """Clip by the norm that `finish` has read, apply AdamW, empty the buffers; does not wait.
+    def apply(self, rate: float) -> None:
+        """Clip by the norm that `measure` has read, AdamW, empty the buffers; does not wait.
 
-        Raises RuntimeError where the step was not finished: its norm is not known.
+        Raises RuntimeError where the step was not measured: its norm is not known.
         """
         if self._norm is None:
-            raise RuntimeError("update before finish: the gradient's norm is not known")
-        self._step += 1
-        rates = adamw_rates(self._step, learning_rate, self._config)
-        self._apply(*map(_scalar, (clip_factor(self._norm, self._config.clip_norm), *rates)))
+            raise RuntimeError("apply before measure: the gradient's norm is not known")
+        self.optimizer.apply(self._norm, rate)
         self._begin()
 
     def discard(self) -> None:
         """Empty the buffers; weights, moments and step count stay as they are."""
-        for parameter in (*self._buffers, self._numbers):
+        for parameter in (*self.trained.values(), self._numbers):
             ops.assign(parameter, ops.zeros_like(parameter))
         self._begin()
-
-    def wait(self) -> None:
-        """Return when the device has done all it was given: every graph ends by writing the numbers."""
-        self._numbers.asnumpy()
 
     def _begin(self) -> None:
         self._supervised = dict.fromkeys(self._supervised, 0)
         self._norm = None
+
+    def wait(self) -> None:
+        """Return when the device has done all it was given: every graph ends by writing the numbers."""
+        self._numbers.asnumpy()
 
     def evaluate(self, task: str, batch: Batch) -> Score:
         """The score of a whole batch; nothing is changed."""
@@ -265,30 +190,15 @@ class TrainStep:
         used_N = batch.labels_N >= 0
         return Score(float(nll_N[used_N].sum()), int(hits_N[used_N].sum()), batch.supervised)
 
-    def state(self) -> dict[str, Tensor]:
-        """Moments and step count, to save beside the weights."""
-        moments = (*self._update.mean, *self._update.square)
-        return {"step": Tensor([self._step], ms.int64)} | {p.name: p for p in moments}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        self._step = int(tensors["step"].asnumpy()[0])
-        for parameter in (*self._update.mean, *self._update.square):
-            # Not set_data: a graph that has run keeps reading the old memory.
-            ops.assign(parameter, tensors[parameter.name])
-
-
-def _elements(model: Janus, trained: set[str]) -> dict[str, tuple[int, int]]:
-    """(trainable, frozen) elements of each part of the network."""
-    elements = {part: [0, 0] for part in PARTS}
-    for parameter in model.get_parameters():
-        elements[part_of(parameter.name)][parameter.name not in trained] += int(np.prod(parameter.shape))
-    return {part: (counts[0], counts[1]) for part, counts in elements.items() if sum(counts)}
+def _graphs(config: TrainConfig, model: Janus) -> Graphs:
+    """The device set, and the graphs of this run, kept on CPU alone."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    if ms.get_context("device_target") != config.device:
+        ms.set_device(config.device)
+    facts = {"options": config.in_graphs(), "network": asdict(model.config)}
+    return Graphs(facts, graph_folder() if config.device == "CPU" else None)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
     return [Tensor(array) for array in batch.inputs]
-
-
-def _scalar(value: float) -> Tensor:
-    return Tensor(np.float32(value))

@@ -13,16 +13,16 @@ from janus.common.files import FULL
 from trainer.config import TrainConfig
 from trainer.evaluate.metrics import mean_scores
 from trainer.evaluate.probe import Probe
+from trainer.optimizer import learning_rate
 from trainer.report.events import require_writer
 from trainer.report.log import RunLog
 from trainer.report.meters import StepRecord
 from trainer.run.checkpoint import save_checkpoint
 from trainer.run.folder import write_config
-from trainer.run.ledger import Ledger, step_rows
+from trainer.run.ledger import Ledger
 from trainer.run.nonfinite import Skips
 from trainer.run.open import Run, describe_data, describe_network, open_run
 from trainer.run.signals import StopSignals
-from trainer.schedule import learning_rate
 from trainer.stream.feed import steps_ahead
 
 
@@ -77,12 +77,12 @@ class _Training:
         self._model = run.folder.build()
         self._network = TrainStep(self._model, run.feed.shapes, run.config)
         if run.checkpoint:
-            self._network.load_state(run.checkpoint.optimizer())
+            self._network.optimizer.load_state(run.checkpoint.optimizer())
         self._probe = Probe(run, self._model) if run.config.eval_every else None
         self._ledger = Ledger(run.out, run.steps_done)
         self._skips = Skips(run.out, run.config.skip_nonfinite, run.state.skipped)
         self.record = StepRecord(self._network, log.step)
-        describe_network(run, self._network, log.say)
+        describe_network(self._model, self._network.trained, log.say)
 
     def steps(self, stop: StopSignals) -> Path:
         """Train until the last step or a signal; returns the folder of the last checkpoint."""
@@ -91,13 +91,13 @@ class _Training:
             with self.record.paused():
                 self._validate(0)
         for step, data, waited in steps_ahead(self._run.feed, self._run.steps_done + 1, config.steps):
-            rows, rate = step_rows(step, data), _rate(config, step)
-            self._ledger.add(step, rows)
+            rate = learning_rate(step, config)
+            self._ledger.add(step, data)
             numbers = network.gradients(data)
             if numbers.finite:
-                network.update(rate)
+                network.apply(rate)
             else:
-                note = self._skips.add(step, data, rows, numbers, self._model.get_parameters())
+                note = self._skips.add(step, data, numbers, self._model.get_parameters())
                 network.discard()
                 self._log.note("skipped", *note)
 
@@ -150,20 +150,10 @@ class _Training:
         state = replace(run.state, skipped=self._skips.steps)
         source = run.checkpoint.folder if run.checkpoint else None
         saved = save_checkpoint(
-            run.out, step, save_model, self._network.state(), state, run.config.keep, source
+            run.out, step, save_model, self._network.optimizer.state(), state, run.config.keep, source
         )
         self._log.say(f"saved {saved}")
         return saved
-
-
-def _rate(config: TrainConfig, step: int) -> float:
-    return learning_rate(
-        step,
-        peak=config.learning_rate,
-        schedule=config.schedule,
-        warmup_steps=config.warmup_steps,
-        steps=config.steps,
-    )
 
 
 def _due(step: int, every: int) -> bool:

@@ -105,8 +105,8 @@ class Ours:
             self.network.accumulate(task, batch, 1.0 / supervised)
 
     def _update(self) -> None:
-        self.network.finish()
-        self.network.update(RATE)
+        self.network.measure()
+        self.network.apply(RATE)
         self.network.wait()
 
 

@@ -69,8 +69,8 @@ class Published:
             if task == "t2i":
                 batch = self._encoded(rows, batch)
             self.network.accumulate(task, _with_all_logits(batch), 1.0 / supervised)
-        self.network.finish()
-        self.network.update(RATE)
+        self.network.measure()
+        self.network.apply(RATE)
         self.network.wait()
         return time.perf_counter() - began
 

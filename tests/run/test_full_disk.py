@@ -49,7 +49,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
     code, _, err = finish(start(work, *given, "--out", out))
     assert code == 2, err
     assert err.startswith(f"Error: {out}/checkpoints/step-000009: the disk is full ([Errno 28] No space left")
-    assert err.endswith(f"{out}/checkpoints/step-000006 is whole, --resume goes on from it\n")
+    assert err.endswith(f"{out}/checkpoints/step-000006 is whole, --resume it\n")
     assert err.count("\n") == 1
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
     _resize(disk, checkpoint * 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from janus.common.errors import UserError
 from janus.tokens import load_tokenizer
 from shards.read import ShardSet
 from trainer.config import resolve
-from trainer.run.ledger import Ledger, step_rows
+from trainer.run.ledger import Ledger
 from trainer.stream.batch import ImageShape
 from trainer.stream.feed import Feed
 from trainer.stream.plan import Plan
@@ -22,6 +23,13 @@ from trainer.stream.plan import Plan
 TRAIN = {"vqa": 17, "text": 5, "t2i": 13}
 COUNTS = {"vqa": 5, "text": 1, "t2i": 4}
 STEPS, PER_FILE = 90, 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_files() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.run.ledger.STEPS_PER_FILE", PER_FILE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +41,9 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
 
 
 def _write(feed: Feed, out: Path, first: int, last: int, save_every: int) -> None:
-    ledger = Ledger(out, first - 1, PER_FILE)
+    ledger = Ledger(out, first - 1)
     for step in range(first, last + 1):
-        ledger.add(step, step_rows(step, feed.step(step)))
+        ledger.add(step, feed.step(step))
         if step % save_every == 0:
             ledger.save()
     ledger.save()
@@ -116,7 +124,7 @@ def test_a_file_that_cannot_be_gone_on_with_is_named(feed: Feed, tmp_path: Path)
     path = tmp_path / "ledger" / "steps-00000001.arrow"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"steps-00000001.arrow: cannot be read .* put it back, or move"):
-        Ledger(tmp_path, 10, PER_FILE)
+        Ledger(tmp_path, 10)
 
 
 @pytest.mark.parametrize("rows", [17, 100_000])

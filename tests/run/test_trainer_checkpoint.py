@@ -18,8 +18,8 @@ from trainer.report.records import METRICS
 from trainer.run.checkpoint import (
     SHAPES,
     RunState,
-    begun_shapes,
     fingerprint,
+    kept_shapes,
     newest_checkpoint,
     resumed_state,
     save_checkpoint,
@@ -172,8 +172,8 @@ def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes
     before = {**fingerprint(config, "s"), SHAPES: SMALL}
     save_checkpoint(tmp_path, 1, lambda folder: None, {}, RunState(before), 3)
     checkpoint = newest_checkpoint(tmp_path, pytest.fail)
-    assert begun_shapes(checkpoint, fingerprint(config, "s"), ()) == SMALL
-    assert begun_shapes(checkpoint, fingerprint(config, "s"), (SHAPES,)) == SMALL
+    assert kept_shapes(checkpoint, fingerprint(config, "s"), ()) == SMALL
+    assert kept_shapes(checkpoint, fingerprint(config, "s"), (SHAPES,)) == SMALL
     assert resumed_state(checkpoint, before, ()) == checkpoint.state
     grown = {**before, SHAPES: LARGE}
     with pytest.raises(UserError, match=r"shapes was .*48.*, now .*64.* \(more steps need larger batches"):
@@ -181,11 +181,11 @@ def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes
     assert [change["field"] for change in resumed_state(checkpoint, grown, (SHAPES,)).changes] == [SHAPES]
 
     other = fingerprint(replace(config, seed=1), "s")
-    assert begun_shapes(checkpoint, other, ("seed",)) == {}
+    assert kept_shapes(checkpoint, other, ("seed",)) == {}
     state = resumed_state(checkpoint, {**other, SHAPES: LARGE}, ("seed",))
     assert [change["field"] for change in state.changes] == ["seed", SHAPES]
     with pytest.raises(UserError, match="seed was 0, now 1; resume"):
-        begun_shapes(checkpoint, other, (SHAPES,))
+        kept_shapes(checkpoint, other, (SHAPES,))
 
 
 @pytest.mark.parametrize("edit", [{"step": 2}, {"skipped": [1]}, {"sha256": {}}, {"changes": [{"a": 1}]}])

@@ -169,7 +169,7 @@ def test_what_would_change_the_numbers_is_refused_on_resume(work: Path, mixed: s
     assert "batch_size was 10, now 20; seed was 0, now 3" in output
     code, output = _train(work, "mixed")
     assert code == 2
-    assert "already holds a run; go on with it (--resume) or choose another folder" in output
+    assert "already holds a run; resume it (--resume) or choose another folder" in output
     code, output = _train(work, "nothing", "--resume")
     assert code == 2
     assert "nothing holds no run" in output
@@ -217,7 +217,7 @@ def test_without_out_every_run_has_a_folder_of_its_own(work: Path, tmp_path: Pat
     runs = sorted(path.name for path in (tmp_path / "outputs").iterdir())
     assert runs == ["text-001", "text-002"]
     assert refused.exit_code == 2
-    assert "--resume needs --out, the folder of the run to go on with; the newest is" in refused.output
+    assert "--resume needs --out, the folder of the run; the newest is" in refused.output
 
 
 def test_shards_that_are_not_there_are_one_line(work: Path) -> None:

@@ -117,8 +117,8 @@ def test_one_call_of_6_six_of_1_and_three_of_2_make_the_same_step(
         assert [batch.samples for _, batch in data.batches] == [micro_batch] * (6 // micro_batch)
         for _, batch in data.batches:
             network.accumulate(task, batch, 1.0 / data.supervised)
-        numbers = network.finish()
-        network.update(1e-2)
+        numbers = network.measure()
+        network.apply(1e-2)
         weights = {p.name: p.asnumpy().copy() for p in network_model.get_parameters()}
         results.append((numbers, weights))
     one, weights = results[0]
@@ -143,14 +143,14 @@ def test_a_step_that_is_discarded_leaves_no_trace(shards: Path, model: Path) -> 
     norms = []
     for scale in (1.0, np.nan, 1.0):
         network.accumulate(task, batch, scale)
-        norms.append(network.finish().grad_norm)
+        norms.append(network.measure().grad_norm)
         network.discard()
     assert np.isnan(norms[1])
     assert norms[2] == norms[0]
     for name, array in {p.name: p.asnumpy() for p in network_model.get_parameters()}.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
-    with pytest.raises(RuntimeError, match="before finish"):
-        network.update(1e-2)
+    with pytest.raises(RuntimeError, match="before measure"):
+        network.apply(1e-2)
 
 
 def test_steps_made_ahead_are_those_made_alone_from_any_start(shards: Path) -> None:

@@ -13,7 +13,6 @@ from trainer_shards import realistic_lengths
 
 from janus.common.errors import UserError
 from janus.prompts import TASK_ORDER
-from trainer.schedule import learning_rate
 from trainer.stream.mix import counts_per_step, cut, default_batch_size, step_ratio
 from trainer.stream.plan import Plan, by_hash, calls_apart, deal, null_prompt, random_words
 
@@ -304,25 +303,3 @@ def test_about_as_many_prompts_are_nulled_as_asked_and_other_ones_each_epoch() -
     assert (nulled[0] & nulled[1]).mean() == pytest.approx(0.01, abs=0.01)
     assert not any(null_prompt(1, name, 0, 0.0) for name in ids)
     assert all(null_prompt(1, name, 0, 1.0) for name in ids)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-def test_warm_up_rises_to_the_peak_and_no_step_is_without_effect(schedule: str) -> None:
-    rates = [
-        learning_rate(step, peak=2.0, schedule=schedule, warmup_steps=4, steps=20) for step in range(1, 21)
-    ]
-    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    assert rates[4] == 2.0
-    assert min(rates) > 0
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert (rates[-1] == 2.0) == (schedule == "constant")
-
-
-def test_schedules_by_hand() -> None:
-    def rate(schedule: str, step: int) -> float:
-        return learning_rate(step, peak=1.0, schedule=schedule, warmup_steps=0, steps=10)
-
-    assert rate("linear", 6) == pytest.approx(0.5)
-    assert rate("cosine", 6) == pytest.approx(0.5)
-    assert rate("cosine", 1) == 1.0
-    assert learning_rate(3, peak=1.0, schedule="linear", warmup_steps=3, steps=3) == 1.0

@@ -20,16 +20,17 @@ from trainer.run.checkpoint import newest_checkpoint
 OUTPUTS = Path("outputs")
 
 
-def given_folder(config: TrainConfig, resume: bool) -> Path | None:
-    """The folder that --out names, None if a new one is to be taken. A run is never overwritten.
+def named_folder(config: TrainConfig, resume: bool) -> Path | None:
+    """The folder that --out names, None if it names none. A run is never overwritten.
 
     Raises UserError if the folder holds a run that is not to be resumed, or none that could be.
     """
     if not config.out:
         if resume:
-            newest = max((path.parent for path in OUTPUTS.glob(f"*/{CONFIG}")), default=None, key=_age)
-            hint = f"; the newest is {newest}" if newest else ""
-            raise UserError(f"--resume needs --out, the folder of the run to go on with{hint}")
+            runs = OUTPUTS.glob(f"*/{CONFIG}")
+            newest = max(runs, default=None, key=lambda path: path.stat().st_mtime)
+            hint = f"; the newest is {newest.parent}" if newest else ""
+            raise UserError(f"--resume needs --out, the folder of the run{hint}")
         return None
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -37,9 +38,7 @@ def given_folder(config: TrainConfig, resume: bool) -> Path | None:
     if resume and not (out / CONFIG).is_file():
         raise UserError(f"--resume: {out} holds no run ({CONFIG} is missing)")
     if not resume and (out / CONFIG).exists():
-        raise UserError(
-            f"--out {out}: already holds a run; go on with it (--resume) or choose another folder"
-        )
+        raise UserError(f"--out {out}: already holds a run; resume it (--resume) or choose another folder")
     return out
 
 
@@ -56,27 +55,23 @@ def next_free_folder(task: str) -> Path:
     raise AssertionError("count() does not end")
 
 
-def claim(out: Path, held: ExitStack) -> None:
-    """Make the folder where it is not there, and keep other trainers out of it until `held` is left.
+def lock_folder(out: Path, stack: ExitStack) -> None:
+    """Make the folder if it is missing, and keep other trainers out of it until `stack` closes.
 
-    Raises UserError if another trainer is at work in it, or it cannot be made or written to.
+    Raises UserError if another trainer works in it, or it cannot be made or written to.
     """
-    taken = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
+    busy = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held.enter_context(alone(out / ".lock", taken))
+        stack.enter_context(alone(out / ".lock", busy))
     except OSError as error:
         raise _not_writable(out, error) from None
 
 
-def _not_writable(out: Path, error: OSError) -> UserError:
-    return UserError(f"--out {out}: cannot be written to ({error}); choose another folder")
-
-
 def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Everything resolved, as a recipe that --config takes (its own place left out).
+    """Everything resolved, as a recipe that --config takes, without `out`.
 
-    changes: what was changed on resume; they stand below as comments.
+    changes: what was overridden on resume, written below as comments.
     Raises UserError if the folder cannot be written to.
     """
     content = {name: value for name, value in config.asdict().items() if name != "out"}
@@ -90,8 +85,12 @@ def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, 
         raise _not_writable(out, error) from None
 
 
+def _not_writable(out: Path, error: OSError) -> UserError:
+    return UserError(f"--out {out}: cannot be written to ({error}); choose another folder")
+
+
 def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, Path]:
-    """(model, shards) to evaluate: those that are given, else the run's newest checkpoint and its shards.
+    """(model, shards) to evaluate: the given ones, else the run's newest checkpoint and its shards.
 
     Raises UserError if neither says.
     """
@@ -105,7 +104,3 @@ def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, P
             raise UserError(f"{out} has no checkpoint yet; give --model, or wait for one")
         model = str(checkpoint.folder)
     return model, shards or Path(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))["shards"])
-
-
-def _age(run: Path) -> float:
-    return (run / CONFIG).stat().st_mtime

@@ -1,8 +1,8 @@
 """The ledger: which samples made which step, as Arrow files that one polars query reads.
 
 `<out>/ledger/steps-00000001.arrow` holds the rows of steps 1 to 1000, the next file those of 1001 to 2000.
-The last file is written anew, beside and renamed, at every save, so its bytes follow from the steps in it
-alone: a run that was killed and went on has the same files as one that was not.
+The last file is replaced by an atomic write at every save, so its bytes follow from its steps alone: a run
+that was killed and resumed has the same files as one that was not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from janus.common.errors import UserError
 from janus.common.files import write_file
 from trainer.stream.feed import StepData
 
-LEDGER = "ledger"
 STEPS_PER_FILE = 1000
 COLUMNS = pa.schema(
     {
@@ -25,7 +24,7 @@ COLUMNS = pa.schema(
         "task": pa.dictionary(pa.int8(), pa.string()),
         "sample_id": pa.dictionary(pa.int32(), pa.string()),
         "epoch": pa.int32(),  # how often the sample came before
-        "micro_batch": pa.int32(),  # the call within the step, from 0
+        "micro_batch": pa.int32(),  # its number within the step, from 0
     }
 )
 
@@ -35,11 +34,11 @@ _PLAIN = pa.schema([(f.name, getattr(f.type, "value_type", f.type)) for f in COL
 def step_rows(step: int, data: StepData) -> pa.Table:
     """The ledger's rows of one step, task after task."""
     rows: list[tuple[int, str, str, int, int]] = []
-    calls = 0
+    before = 0  # micro-batches of the tasks before
     for drawn in data.drawn:
         for i, (sample_id, epoch) in enumerate(zip(drawn.sample_ids, drawn.epochs, strict=True)):
-            rows.append((step, drawn.task, sample_id, epoch, calls + i // drawn.a_call))
-        calls = rows[-1][-1] + 1
+            rows.append((step, drawn.task, sample_id, epoch, before + i // drawn.a_call))
+        before = rows[-1][-1] + 1
     columns = zip(zip(*rows, strict=True), _PLAIN, strict=True)
     return pa.table([pa.array(column, field.type) for column, field in columns], _PLAIN)
 
@@ -47,29 +46,28 @@ def step_rows(step: int, data: StepData) -> pa.Table:
 class Ledger:
     """The ledger of a run: steps are added one by one, and written when the run saves."""
 
-    def __init__(self, out: Path, steps_done: int, steps_per_file: int = STEPS_PER_FILE) -> None:
-        """Drop what stands there of steps after `steps_done`: they are done again.
+    def __init__(self, out: Path, steps_done: int) -> None:
+        """Truncate it to `steps_done` steps: those after are done again.
 
-        Raises UserError if the file that is to be gone on with cannot be read.
+        Raises UserError if the file that is resumed cannot be read.
         """
-        self._folder, self._steps_per_file = out / LEDGER, steps_per_file
+        self._folder, self._step = out / "ledger", steps_done
         self._tables: list[pa.Table] = []
-        self._step = steps_done
-        there = self._folder.exists()  # not of a run that is older than ledgers
+        resumed = self._folder.exists()  # a run older than ledgers has none
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("steps-*.arrow"):
             if int(path.stem.removeprefix("steps-")) > steps_done:
                 path.unlink()
-        if there and steps_done % steps_per_file:
-            table = read_rows(self._path(steps_done))
+        if resumed and steps_done % STEPS_PER_FILE:
+            table = _read_rows(self._path(steps_done))
             self._tables = [table.filter(pc.less_equal(table["step"], steps_done))]
             self.save()
 
-    def add(self, step: int, rows: pa.Table) -> None:
-        """Note the samples of one step (`step_rows`); a file that is full is written."""
-        self._tables.append(rows)
+    def add(self, step: int, data: StepData) -> None:
+        """Record the samples of one step; a file that is full is written."""
+        self._tables.append(step_rows(step, data))
         self._step = step
-        if step % self._steps_per_file == 0:
+        if step % STEPS_PER_FILE == 0:
             self.save()
             self._tables = []
 
@@ -79,23 +77,22 @@ class Ledger:
             write_file(self._path(self._step), lambda path: write_rows(path, self._tables))
 
     def _path(self, step: int) -> Path:
-        first = (step - 1) // self._steps_per_file * self._steps_per_file + 1
+        first = (step - 1) // STEPS_PER_FILE * STEPS_PER_FILE + 1
         return self._folder / f"steps-{first:08d}.arrow"
 
 
 def write_rows(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write rows as an Arrow file, ids by dictionary, compressed."""
+    """Write rows as an Arrow file, compressed, with dictionaries of ids."""
     table = pa.concat_tables(tables).combine_chunks().cast(COLUMNS)
     with pa.ipc.new_file(path, COLUMNS, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
         file.write_table(table)
 
 
-def read_rows(path: Path) -> pa.Table:
-    """The rows of a file that `write_rows` wrote. Raises UserError if it cannot be read."""
+def _read_rows(path: Path) -> pa.Table:
     try:
         with pa.ipc.open_file(path) as file:
             return file.read_all().cast(_PLAIN)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); put it back, or move {path.parent} away to go on without it"
+            f"{path}: cannot be read ({error}); put it back, or move {path.parent} away to resume without it"
         ) from None

@@ -1,7 +1,9 @@
-"""What stands before the first step: open and check everything, and say what was derived from it."""
+"""Before the first step: open and check everything, and say what was derived from it."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,25 +20,25 @@ from shards.read import ShardSet, verify_folder
 from trainer.config import TrainConfig
 from trainer.run.checkpoint import (
     SHAPES,
-    Checkpoint,
+    RunCheckpoint,
     RunState,
-    begun_shapes,
     fingerprint,
+    kept_shapes,
     newest_checkpoint,
     resumed_state,
 )
-from trainer.run.folder import claim, given_folder, next_free_folder
+from trainer.run.folder import lock_folder, named_folder, next_free_folder
 from trainer.stream.batch import ImageShape
 from trainer.stream.feed import Feed
 from trainer.stream.mix import cut
 
 if TYPE_CHECKING:
-    from trainer.step import TrainStep
+    from janus.model.janus import Janus
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has opened. checkpoint: what it resumes from."""
+    """A run, opened and checked. checkpoint: what it resumes from."""
 
     config: TrainConfig
     out: Path
@@ -45,45 +47,56 @@ class Run:
     tokenizer: JanusTokenizer
     feed: Feed
     state: RunState
-    checkpoint: Checkpoint | None
+    checkpoint: RunCheckpoint | None
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps that lie behind."""
+        """Optimizer steps before this start."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
 def open_run(
-    config: TrainConfig, held: ExitStack, resume: bool = False, accepted: Collection[str] = ()
+    config: TrainConfig, lock: ExitStack, resume: bool = False, accepted: Collection[str] = ()
 ) -> Run:
-    """Open and check shards, model and the checkpoint to resume; choose rows and shapes.
+    """Open and check everything that a run needs, in this order:
 
-    held: gets what keeps other trainers out of the run's folder. accepted: fields that may differ from the
-    run that is resumed.
-    Raises UserError for whatever does not fit together. The folder of a new run is made last, so that a
-    start that fails leaves none.
+    1. The device can compute the dtype.
+    2. The folder holds a run where one is resumed, and none where one is begun.
+    3. A run that is resumed is locked, and its newest whole checkpoint found.
+    4. The shards are what their manifest says.
+    5. No option or shard differs from the run that is resumed, unless accepted.
+    6. The model (the checkpoint's) loads, and the shards were made for it.
+    7. The rows can be trained on, and have static shapes: the run's own, where nothing differs.
+    8. These shapes hold the steps that are left, or larger ones are accepted.
+    9. The folder of a new run is made and locked, so that a start that fails leaves none.
+
+    Then `trainer/train.py` writes config.yaml, truncates metrics and ledger to the checkpoint's step, and
+    loads the optimizer's state.
+
+    lock: keeps other trainers out of the folder until it closes. accepted: fields that may differ from the
+    run that is resumed. Raises UserError for whatever does not fit together.
     """
     config = replace(config, device=_device(config))
-    out = given_folder(config, resume)
+    out = named_folder(config, resume)
     checkpoint = None
     if out and resume:
-        claim(out, held)
+        lock_folder(out, lock)
         checkpoint = newest_checkpoint(out, click.echo)
     shards = open_shards(Path(config.shards))
     now = fingerprint(config, hash_file(shards.folder / MANIFEST))
-    begun = begun_shapes(checkpoint, now, accepted) if checkpoint else {}
+    kept = kept_shapes(checkpoint, now, accepted) if checkpoint else {}
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
     check_model(config.model, config.counts, folder, shards, tokenizer)
     sizes = folder.config
     image = ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
-    feed = Feed(shards, config, tokenizer.special, image, begun)
+    feed = Feed(shards, config, tokenizer.special, image, kept)
     now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
     state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
     if not resume:
         out = out or next_free_folder(config.task)
-        claim(out, held)
-        given_folder(config, resume)  # another may have begun there while this one opened its shards
+        lock_folder(out, lock)
+        named_folder(config, resume)  # another run may have begun there while this one opened its shards
     assert out is not None
     return Run(config, out, shards, folder, tokenizer, feed, state, checkpoint)
 
@@ -153,26 +166,30 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
     counts = " + ".join(f"{count} {task}" for task, count in config.counts.items())
     say(f"step: {config.batch_size} samples = {counts}; {config.steps} steps")
     for task, shape in feed.shapes.items():
-        calls, _ = cut(config.counts[task], config.micro_batch)
-        used, held_out = len(feed.train[task]), len(feed.validation.get(task, ()))
-        asked = config.samples.get(task, used)
-        fewer = f" (of {asked} asked for, no more are there)" if asked > used else ""
+        micro_batches, _ = cut(config.counts[task], config.micro_batch)
+        used, validation = len(feed.train[task]), len(feed.validation.get(task, ()))
+        wanted = config.samples.get(task, used)
+        fewer = f" (of {wanted} wanted)" if wanted > used else ""
         say(
-            f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {held_out} for "
-            f"validation; {calls} × {shape.samples} samples in {shape.tokens} tokens, "
-            f"{shape.states} states, attention {shape.rows} × {shape.length}² a call"
+            f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {validation} "
+            f"for validation; {micro_batches} × {shape.samples} samples in {shape.tokens} tokens, "
+            f"{shape.states} states, attention {shape.rows} × {shape.length}² a micro-batch"
         )
+    longer = " (more than the run has)" if config.warmup_steps > config.steps else ""
     say(
-        f"rate: {config.learning_rate:g} {config.schedule}, {config.warmup_steps} steps of warm-up"
-        f"{' (more than the run has)' if config.warmup_steps > config.steps else ''}; AdamW "
-        f"{config.beta1:g}/{config.beta2:g}, decay {config.weight_decay:g}, clip {config.clip_norm:g}"
+        f"rate: {config.learning_rate:g} {config.schedule}, {config.warmup_steps} steps of warm-up{longer}; "
+        f"AdamW {config.beta1:g}/{config.beta2:g}, decay {config.weight_decay:g}, clip {config.clip_norm:g}"
     )
 
 
-def describe_network(run: Run, network: TrainStep, say: Callable[[str], None]) -> None:
-    """Say how many parameters of each part are trained and frozen."""
-    parts = network.parameters.items()
-    trained = ", ".join(f"{part} {count:,}" for part, (count, _) in parts if count)
-    frozen = ", ".join(f"{part} {count:,}" for part, (_, count) in parts if count)
-    say(f"trained: {trained}")
-    say(f"frozen: {frozen or 'nothing'}")
+def describe_network(model: Janus, trained: Collection[str], say: Callable[[str], None]) -> None:
+    """Say how many elements of each part are trained and frozen. trained: names of parameters."""
+    from janus.model.janus import PARTS, part_of
+
+    counts: dict[str, Counter[str]] = {"trained": Counter(), "frozen": Counter()}
+    for parameter in model.get_parameters():
+        kind = "trained" if parameter.name in trained else "frozen"
+        counts[kind][part_of(parameter.name)] += math.prod(parameter.shape)
+    for kind, parts in counts.items():
+        sizes = (f"{part} {parts[part]:,}" for part in PARTS if parts[part])
+        say(f"{kind}: {', '.join(sizes) or 'nothing'}")

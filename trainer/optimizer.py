@@ -1,0 +1,138 @@
+"""From summed gradients to new weights: learning rate, clipping, AdamW.
+
+AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), with g clipped by its global norm and t = 1
+for the first step:
+
+    m ← β₁m + (1 − β₁)g        m̂ = m / (1 − β₁ᵗ)
+    v ← β₂v + (1 − β₂)g²       v̂ = v / (1 − β₂ᵗ)
+    p ← p − lr·λ·p − lr·m̂ / (√v̂ + ε)
+
+`ops.AdamWeightDecay` is one kernel for it, without the two corrections; `adamw_rates` brings them in through
+its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of step `step` (1 is the first): linear warm-up, then constant, cosine or linear decay.
+
+    Warm-up reaches the peak at step `warmup_steps`; the first step is never zero. A decay would reach zero
+    one step after the last, so that every step has an effect.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if step <= warmup:
+        return peak * step / warmup
+    if config.schedule == "constant":
+        return peak
+    done = (step - warmup - 1) / (config.steps - warmup)
+    if config.schedule == "linear":
+        return peak * (1 - done)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """What gradients of this norm are multiplied by, as torch's `clip_grad_norm_` has it."""
+    return min(1.0, clip_norm / (norm + 1e-6))
+
+
+def adamw_rates(step: int, rate: float, config: TrainConfig) -> tuple[float, float, float]:
+    """(rate, eps, decay) with which AdamW without bias correction gives the numbers of PyTorch's."""
+    correction1 = 1.0 - config.beta1**step
+    correction2 = (1.0 - config.beta2**step) ** 0.5
+    fused_rate = rate * correction2 / correction1
+    return fused_rate, config.eps * correction2, config.weight_decay * correction1 / correction2
+
+
+class AdamW:
+    """Moments, step count, and the graph that applies the summed gradients and empties their buffers."""
+
+    def __init__(
+        self,
+        weights: Sequence[Parameter],
+        gradients: Sequence[Parameter],
+        numbers: Parameter,
+        config: TrainConfig,
+        compile: Callable[[nn.Cell, str], Callable[..., Any]],
+    ) -> None:
+        """gradients: a buffer for each weight. numbers: emptied with them."""
+        self._config = config
+        self._step = 0
+        update = _Update(weights, gradients, numbers, config)
+        self._moments = (*update.mean, *update.square)
+        self._update = compile(update, "update")
+
+    def apply(self, norm: float, rate: float) -> None:
+        """Clip by the gradients' norm and take one step at learning rate `rate`; does not wait."""
+        self._step += 1
+        factors = clip_factor(norm, self._config.clip_norm), *adamw_rates(self._step, rate, self._config)
+        self._update(*(Tensor(np.float32(factor)) for factor in factors))
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step count, to save with the weights."""
+        return {"step": Tensor([self._step], ms.int64)} | {p.name: p for p in self._moments}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._step = int(tensors["step"].asnumpy()[0])
+        for parameter in self._moments:
+            # Not set_data: a graph that has run keeps reading the old memory.
+            ops.assign(parameter, tensors[parameter.name])
+
+
+class _Update(nn.Cell):
+    """Clip, AdamW, empty the buffers."""
+
+    def __init__(
+        self,
+        weights: Sequence[Parameter],
+        gradients: Sequence[Parameter],
+        numbers: Parameter,
+        config: TrainConfig,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.weights, self.buffers = ParameterTuple(weights), ParameterTuple(gradients)
+        self.mean = ParameterTuple(zeros_like(weights, "adam_m"))
+        self.square = ParameterTuple(zeros_like(weights, "adam_v"))
+        self.numbers = numbers
+        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
+        self.adamw = ops.AdamWeightDecay()
+
+    def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor) -> Tensor:
+        """Apply the gradients times `clip` at `rate`; gives the emptied numbers."""
+        for i in range(len(self.weights)):
+            self.adamw(
+                self.weights[i],
+                self.mean[i],
+                self.square[i],
+                rate,
+                self.beta1,
+                self.beta2,
+                eps,
+                decay,
+                self.buffers[i] * clip,
+            )
+            # Not zeros: they would stand in the graph as constants, one for every weight.
+            ops.assign_sub(self.buffers[i], self.buffers[i])
+        return ops.assign_sub(self.numbers, self.numbers)
+
+
+def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:
+    """Parameters `PREFIX.NAME` of zeros, float32, in the weights' shapes."""
+    return [
+        Parameter(
+            Tensor.from_numpy(np.zeros(w.shape, np.float32)), name=f"{prefix}.{w.name}", requires_grad=False
+        )
+        for w in weights
+    ]
