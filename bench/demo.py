@@ -49,7 +49,7 @@ CHANCES = {
     "column": len(COLUMNS),
 }
 """How many values each part of a scene has."""
-DRAWING = ("--guidance", "1.5", "--temperature", "0.7", "--batch", "8")
+DRAWING = ("--guidance", "1.5", "--temperature", "0.7", "--batch", "33")
 THUMBNAIL, ACROSS = 96, 8
 """Pixels along a side of a picture in the overview, and how many stand in a row."""
 
@@ -130,8 +130,8 @@ def held_out(shards: Path) -> list[Scene]:
 def draw(run: Path, scenes: Sequence[Scene], out: Path) -> None:
     """A picture of each scene, from its caption and the newest checkpoint."""
     newest = max((run / "checkpoints").iterdir())
-    asked = [word for scene in scenes for word in ("--draw", scene.caption)]
-    command("janus", "generate", newest, "--out", out, *DRAWING, *asked)
+    draws = [word for scene in scenes for word in ("--draw", scene.caption)]
+    command("janus", "generate", newest, "--out", out, *DRAWING, *draws)
 
 
 def judge(pictures: Path, scenes: Sequence[Scene], out: Path) -> dict[str, float]:
@@ -152,7 +152,7 @@ def judge(pictures: Path, scenes: Sequence[Scene], out: Path) -> dict[str, float
     }
     chances = {f"baseline_{part}": 1 / values for part, values in CHANCES.items()}
     content = {"metrics": {"t2i": {"captions": len(scenes), **shares, **chances}}}
-    write_file(out / "held-out-captions.json", lambda beside: write_json(beside, content))
+    write_file(out / "held-out-captions.json", lambda path: write_json(path, content))
     facts = {f"prompt {i}": scene.caption for i, scene in enumerate(scenes)}
     save_picture(out / "held-out-captions.png", overview(drawn_HWC), facts)
     return shares

@@ -51,7 +51,7 @@ def pictures(session: Session) -> list[Figure]:
             "shards: stages images and write, ingest and tokenize found done; beside a program that only "
             "decodes the same bytes and resizes them (bicubic, same size) over all cores and keeps nothing. "
             "Whole commands. Reading the raw files is another stage.",
-            beside=_rates(seconds, PICTURES, "pictures/s"),
+            others=_rates(seconds, PICTURES, "pictures/s"),
             detail={"seconds": seconds, "stages": stages},
             cause=_where_time_goes(stages, seconds),
         )
@@ -95,7 +95,7 @@ def tokens(session: Session) -> list[Figure]:
             f"`pipelines tokenize` over {rows:,} rows (PubMedQA's and VQA-RAD's, repeated) beside a program "
             "that reads the same rows and gives their texts to `encode_batch_fast` at once, all cores; whole "
             "commands. The stage encodes a text that many rows share, as the system text is, once a batch.",
-            beside=_rates(seconds, rows, "rows/s"),
+            others=_rates(seconds, rows, "rows/s"),
             detail={"seconds": seconds},
         )
     ]
@@ -121,7 +121,7 @@ def memory(session: Session) -> list[Figure]:
             f"`pipelines build` of {sizes['1'][0]:,} questions and {sizes['1'][1]:,} pictures, and of ten "
             "times as many; the largest sum of anonymous memory of the command and its workers, looked at "
             f"every {1000 * INTERVAL:.0f} ms. One run each.",
-            beside={"once, MB": median(peaks["1"]), "ten times, MB": median(peaks["10"])},
+            others={"once, MB": median(peaks["1"]), "ten times, MB": median(peaks["10"])},
         )
     ]
 

@@ -105,8 +105,8 @@ def interleave(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     The way there and back: a job whose process has just rested is slower, and none may always come after
     the same one.
     """
-    given: dict[str, list[Any]] = {name: [] for name in jobs}
+    results: dict[str, list[Any]] = {name: [] for name in jobs}
     for turn in range(rounds):
         for name in list(jobs)[:: -1 if turn % 2 else 1]:
-            given[name].append(jobs[name]())
-    return given
+            results[name].append(jobs[name]())
+    return results

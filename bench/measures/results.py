@@ -35,7 +35,7 @@ class Figure:
     """One measured figure.
 
     what: in words. value: the median over the rounds; None if it could not be measured, then `skipped`
-    says why. beside: other sides' figures by name. how: how it was measured. detail: for results.json.
+    says why. others: other sides' figures by name. how: how it was measured. detail: for results.json.
     cause: where the time went, as measured, for when the target is missed.
     """
 
@@ -45,7 +45,7 @@ class Figure:
     value: float | None
     how: str
     unit: str = ""
-    beside: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, float] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
     cause: str = ""
@@ -98,13 +98,13 @@ def from_json(content: Mapping[str, Any]) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The Markdown table: figure, target, met or not, and what stands beside it."""
-    lines = ["| what | measured | target | | beside |", "|---|---|---|---|---|"]
+    """The Markdown table: figure, target, met or not, and the other sides."""
+    lines = ["| what | measured | target | | others |", "|---|---|---|---|---|"]
     for figure in figures:
         value = "—" if figure.value is None else f"**{number(figure.value)}{figure.unit}**"
         mark = {True: "met", False: "not met", None: "not measured"}[figure.met]
-        beside = ", ".join(f"{name} {number(value)}" for name, value in figure.beside.items())
-        lines.append(f"| {figure.what} | {value} | {figure.target.shown(figure.unit)} | {mark} | {beside} |")
+        others = ", ".join(f"{name} {number(value)}" for name, value in figure.others.items())
+        lines.append(f"| {figure.what} | {value} | {figure.target.shown(figure.unit)} | {mark} | {others} |")
     return "\n".join(lines)
 
 

@@ -26,8 +26,8 @@ def second_start(session: Session) -> list[Figure]:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
         for name in seconds:
-            taken, record = _to_first_step(session, home)
-            seconds[name].append(taken)
+            duration, record = _to_first_step(session, home)
+            seconds[name].append(duration)
         graphs.append(record["compile_seconds"])
     ratios = [second / first for first, second in zip(seconds["first"], seconds["second"], strict=True)]
     return [
@@ -38,7 +38,7 @@ def second_start(session: Session) -> list[Figure]:
             median(ratios),
             "`trainer train` of 2 + 2 + 2 samples a step without validation, from the command to the record "
             "of step 1; first with an empty home and no graphs kept, then again.",
-            beside={f"{name} start, s": median(times) for name, times in seconds.items()},
+            others={f"{name} start, s": median(times) for name, times in seconds.items()},
             cause=f"of the second start {median(graphs):.1f} s are its graphs: loading them, choosing "
             "kernels, and their first results; the rest is imports, checksums and parameters",
             detail={"seconds": seconds, "graphs, second start": graphs},

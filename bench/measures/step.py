@@ -35,7 +35,7 @@ def padding(session: Session) -> list[Figure]:
             tokens / slots,
             f"Real tokens over token slots computed in {where}. The published recipe's share follows from "
             "its own table.",
-            beside={"published recipe": 0.45},
+            others={"published recipe": 0.45},
         ),
         Figure(
             "logits",
@@ -43,7 +43,7 @@ def padding(session: Session) -> list[Figure]:
             at_most(1.25),
             heads / supervised,
             f"Rows that reach a head over rows that carry a label, in {where}.",
-            beside={"published recipe, vqa": 100.0},
+            others={"published recipe, vqa": 100.0},
         ),
     ]
 
@@ -84,7 +84,7 @@ def _mixed(seconds: dict[str, list[float]], detail: dict[str, Any]) -> Figure:
         value,
         "One optimizer step of 2 + 2 + 2 samples, over the sum of: each task's forward and backward of the "
         "same samples run and waited for alone, and one update.",
-        beside={"published recipe, graph": 3.3, "published recipe, pynative": 4.3},
+        others={"published recipe, graph": 3.3, "published recipe, pynative": 4.3},
         detail=detail,
     )
 
@@ -150,13 +150,13 @@ def text_rate(session: Session) -> list[Figure]:
             jobs["PyTorch"] = lambda: torch.do("matmul")
         for job in jobs.values():
             job()
-        given = interleave(jobs, session.rounds)
-    rates = {name: median(run[name] for run in given["product"]) for name in given["product"][0]}
+        results = interleave(jobs, session.rounds)
+    rates = {name: median(run[name] for run in results["product"]) for name in results["product"][0]}
     if torch:
-        rates["PyTorch"] = median(given["PyTorch"])
+        rates["PyTorch"] = median(results["PyTorch"])
     fastest = max(rates, key=lambda name: rates[name])
-    ours_rate = median(run["flops"] / run["seconds"] for run in given["text"])
-    dense = median(run["dense_flops"] / run["seconds"] for run in given["text"])
+    ours_rate = median(run["flops"] / run["seconds"] for run in results["text"])
+    dense = median(run["dense_flops"] / run["seconds"] for run in results["text"])
     return [
         Figure(
             "flops",
@@ -167,9 +167,9 @@ def text_rate(session: Session) -> list[Figure]:
             f"bench/flops.py (products only, attention block-diagonal; over whole rows, as computed, "
             f"{dense / rates[fastest]:.3f}). "
             f"The denominator is the fastest product of 2048³ in the same run: {fastest}.",
-            beside={"ours, GF/s": ours_rate / 1e9} | {f"{n}, GF/s": rate / 1e9 for n, rate in rates.items()},
+            others={"ours, GF/s": ours_rate / 1e9} | {f"{n}, GF/s": rate / 1e9 for n, rate in rates.items()},
             skipped=tuple(session.skipped[before:]),
-            detail={"text": given["text"], "dense": dense / rates[fastest]},
+            detail={"text": results["text"], "dense": dense / rates[fastest]},
         )
     ]
 

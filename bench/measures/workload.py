@@ -70,11 +70,11 @@ class Workload:
         """A run's configuration on this workload; the ratio also gives the samples of a step."""
         from trainer.config import resolve
 
-        given: dict[str, Any] = {"task": task, "model": self.size, "shards": str(self.shards)}
-        given |= {"eval_samples": 0, "null_prompt_prob": 0.0, "max_length": 1024}
+        fixed: dict[str, Any] = {"task": task, "model": self.size, "shards": str(self.shards)}
+        fixed |= {"eval_samples": 0, "null_prompt_prob": 0.0, "max_length": 1024}
         if ratio:
-            given |= {"ratio": ratio, "batch_size": sum(ratio.values())}
-        return resolve(given | options)
+            fixed |= {"ratio": ratio, "batch_size": sum(ratio.values())}
+        return resolve(fixed | options)
 
     def open(self) -> ShardSet:
         """The shards."""
@@ -144,11 +144,11 @@ def write_larger(raw: Path, target: Path, questions: int, pictures: int) -> None
     """
     if target.is_dir():
         return
-    beside = target.with_name(f".tmp-{target.name}")
-    _write_questions(raw / "PubMedQA", beside / "PubMedQA", questions)
+    unfinished = target.with_name(f".tmp-{target.name}")
+    _write_questions(raw / "PubMedQA", unfinished / "PubMedQA", questions)
     source = sorted((raw / "medical-vqa").glob("*/train/dataset.json"))[0].parent.parent
-    _write_pictures(source, beside / "medical-vqa" / source.name, pictures)
-    beside.rename(target)
+    _write_pictures(source, unfinished / "medical-vqa" / source.name, pictures)
+    unfinished.rename(target)
 
 
 def _write_questions(source: Path, target: Path, count: int) -> None:

@@ -207,10 +207,10 @@ def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:
     library, rows, folder, length = arguments
     target = Path(folder)
     if not target.is_dir():
-        beside = target.with_name(f".tmp-{target.name}")
-        beside.mkdir(parents=True)
-        WRITE[library](enough(Path(rows)), beside)
-        beside.rename(target)
+        unfinished = target.with_name(f".tmp-{target.name}")
+        unfinished.mkdir(parents=True)
+        WRITE[library](enough(Path(rows)), unfinished)
+        unfinished.rename(target)
 
     def read(samples: int) -> float:
         """Samples per second over at least so many, pass after pass."""

@@ -24,7 +24,7 @@ from pipelines.cli import main as pipelines
 
 SESSION = {"machine": "2 × core", "command": "python -m bench", "date": "2030-01-01"}
 FIGURES = [
-    Figure("a", "share", at_least(0.95), 0.976, "counted", beside={"other": 0.45}),
+    Figure("a", "share", at_least(0.95), 0.976, "counted", others={"other": 0.45}),
     Figure("b", "seconds", at_most(1.05), 12_345.6, "timed", " s", cause="9 s of it is x"),
     Figure("c", "rate", at_least(2), None, "in turns", "×", skipped=("pytorch: no module named torch",)),
 ]
@@ -98,7 +98,7 @@ def test_the_reader_is_measured_against_the_peer_that_is_fastest_in_the_same_rou
     rates = {"ours": [800.0, 400.0, 900.0], "slow": [50.0, 90.0, 60.0], "fast": [200.0, 80.0, 210.0]}
     figure = reader_figure("t2i", rates, ())
     assert figure.value == pytest.approx(900 / 210)
-    assert figure.beside == {"ours, samples/s": 800, "slow, samples/s": 60, "fast, samples/s": 200}
+    assert figure.others == {"ours, samples/s": 800, "slow, samples/s": 60, "fast, samples/s": 200}
     assert reader_figure("t2i", {"ours": rates["ours"]}, ("no peer",)).met is None
 
 
