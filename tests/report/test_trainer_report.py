@@ -105,7 +105,7 @@ def test_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     page = Page(one / "report" / "compared.html")
     check_alone(page)
     assert charts(page)["Learning rate"] == "Learning rate: one from 0.001 to 0.001; two from 0.001 to 0.001"
-    differing = page.html.split("Those that differ")[1].split("</table>")[0]
+    differing = page.html.split("Options that differ")[1].split("</table>")[0]
     assert differing.count("<tr>") == 2  # the heading and the seed
     assert "<code>seed</code>" in differing
     same = make_run(tmp_path / "other" / "one")

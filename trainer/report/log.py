@@ -114,7 +114,7 @@ class RunLog:
             self.say(line)
         rows = {
             **(_figures(steps, step_seconds) if steps else {}),  # none where every step was skipped
-            "run": f"{seconds:.1f} s in all, {self._out}",
+            "run": f"{self._out}, {seconds:.1f} s in total",
             "checkpoint": f"{checkpoint} (a model folder: give it as --model)",
         }
         for name, value in rows.items():
@@ -186,7 +186,7 @@ def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) 
         f"{median('tokens_per_second'):.0f} real of {median('slots_per_second'):.0f} padded tokens/s, "
         f"{median('flops_per_second') / 1e9:.1f} GF/s (medians); padding {median('padding'):.1%}",
         "data": f"waited for {waited:.2f} s, {median('data_wait'):.2%} of the time (median)",
-        "graphs": f"{last['compilations']}, {last['loaded']} of them loaded; "
-        f"{last['compile_seconds']:.1f} s up to their first results",
-        "memory": f"{last['peak_memory'] / 2**30:.2f} GiB at its peak",
+        "graphs": f"{last['compilations']}, {last['loaded']} of them loaded from the cache; "
+        f"{last['compile_seconds']:.1f} s until their first results",
+        "memory": f"peak {last['peak_memory'] / 2**30:.2f} GiB",
     }

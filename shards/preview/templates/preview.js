@@ -64,7 +64,7 @@
     at("cards").replaceChildren(...some.map((sample, i) => card(sample, first + i)));
     at("found").textContent = found.length
       ? `${first + 1}–${first + some.length} of ${found.length} that match`
-      : "No sample here matches; the gallery is a part of all samples.";
+      : "No sample of this gallery matches.";
     at("place").textContent = `${page + 1} / ${pages}`;
     at("previous").disabled = page === 0;
     at("next").disabled = page === pages - 1;
@@ -72,7 +72,7 @@
   function filter() {
     const { task, source, split, words } = Object.fromEntries(new FormData(filters));
     const now = JSON.stringify([task, source, split, words]);
-    if (now === asked) return;  // leaving the text field is a change event too, but not a new question
+    if (now === asked) return;  // leaving the text field fires a change event too
     asked = now;
     const needles = words.toLowerCase().split(/\s+/).filter(Boolean);
     found = samples.filter((s, i) => (!task || s.task === task) && (!source || s.source === source)
