@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from janus.common.errors import UserError
-from janus.common.jsonfile import read_json
+from janus.common.files import read_json
 
 LONGEST = 16
 """Long side over short side that is still scaled whole for a crop: 1×5000 would become 384×1,920,000."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.errors import UserError
-from janus.common.lock import alone
+from janus.common.files import exclusive_lock
 from pipelines.pool import start_forkserver
 from pipelines.rejects import check_reject_rate, gather_rejects
 from pipelines.stage import require_stage
@@ -72,7 +72,7 @@ def run_stages(stages: list[str], options: Options) -> None:
     taken = f"{work}: another build is at work in this folder; wait for its end, or give another --work"
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with alone(work / ".lock", taken):
+        with exclusive_lock(work / ".lock", taken):
             _run_stages(stages, options)
     except OSError as error:
         where = error.filename or work

@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.manifest import PICTURES, hash_file
+from janus.common.files import hash_file
+from shards.manifest import PICTURES
 from shards.read import ShardSet
 from shards.similar import HASH_BYTES, near_pairs
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.errors import UserError
-from janus.common.files import write_text
+from janus.common.files import hash_file, write_text
 from janus.prompts import SPLITS, TASKS
 from shards.schema import SCHEMA_VERSION
 
@@ -81,15 +81,6 @@ class Manifest:
         content = asdict(self)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return json.dumps({**content, "~digest": digest}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

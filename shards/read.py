@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from janus.common.errors import UserError
+from janus.common.files import hash_file
 from shards.block import BlockReader, RowBlock
 from shards.columns import BatchView, schema_problem
 from shards.manifest import (
@@ -27,7 +28,6 @@ from shards.manifest import (
     ShardEntry,
     check_folder,
     folder_problems,
-    hash_file,
     load_manifest,
 )
 from shards.schema import SCHEMA, Fields, Sample, content_hash, sample_from_fields, turns_of

@@ -7,7 +7,6 @@ made ready on a thread while one is written, so memory holds two or three. Write
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from janus.common.errors import UserError
+from janus.common.files import replace_folder
 from shards.block import row_hashes
 from shards.columns import BatchView
 from shards.hashed_file import HashedFile
@@ -67,15 +67,9 @@ def publish(tmp: Path, out: Path) -> None:
     """
     if not (tmp / MANIFEST).is_file():
         raise ValueError(f"{tmp} has no {MANIFEST}: it is not finished")
-    old = out.with_name(f".old-{out.name}")
-    if old.exists():  # left by a run that was killed between the two renames
-        shutil.rmtree(old)
-    if out.exists():
-        if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-            raise UserError(f"{out}: exists and is not a folder of shards; move it away or choose another")
-        out.rename(old)
-    tmp.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
+        raise UserError(f"{out}: exists and is not a folder of shards; move it away or choose another")
+    replace_folder(tmp, out)
 
 
 class _Sink(Protocol):

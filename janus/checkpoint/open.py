@@ -16,7 +16,7 @@ from janus.checkpoint.names import deepseek_name, from_deepseek_names
 from janus.checkpoint.tensors import StoredTensor, open_safetensors
 from janus.checkpoint.torchfile import open_torch
 from janus.common.errors import UserError
-from janus.common.jsonfile import read_json
+from janus.common.files import read_json
 from janus.model.config import JanusConfig
 
 LAYOUTS = {"janus": "transformers", "multi_modality": "deepseek"}

@@ -1,23 +1,34 @@
-"""Files and folders that are there whole or not at all, also after the power fails.
+"""Files and folders that exist whole or not at all, also after a power failure; one process at a time.
 
-What is written goes beside (`.tmp-…`), is flushed to the disk, and gets its name last.
+An atomic write goes to `.tmp-…` in the same folder, is flushed to the disk, and gets its name last.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import click
+
+from janus.common.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a file cannot grow: disk, quota or limit."""
 
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
+"""What a file system without locks says."""
+
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills the file it is given, which then takes `path`'s place. OSError leaves what was there."""
-    tmp = path.with_name(f".tmp-{path.name}.part")  # nothing that `*.arrow` would take for a whole one
+    """`write` fills the file it is given, which then replaces `path`. OSError leaves the old file."""
+    tmp = path.with_name(f".tmp-{path.name}.part")  # a suffix that no glob takes for a whole file
     try:
         write(tmp)
         sync(tmp)
@@ -29,30 +40,38 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text, as UTF-8, takes `path`'s place. OSError leaves what was there."""
+    """Replace `path` by the text, as UTF-8. OSError leaves the old file."""
     write_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills the new folder it is given; then it takes the place of `path`.
+    """`write` fills the new folder it is given, which then replaces `path`.
 
-    OSError leaves what was there, and nothing beside it: a disk that is full gets its space back.
+    OSError leaves the old folder and frees the space of the new one.
     """
     tmp = path.with_name(f".tmp-{path.name}")
     try:
         shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
         tmp.mkdir(parents=True)
         write(tmp)
-        for file in tmp.rglob("*"):
-            sync(file)
-        sync(tmp)
-        if path.exists():
-            shutil.rmtree(path)
-        tmp.replace(path)
-        sync(path.parent)
+        replace_folder(tmp, path)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
+
+
+def replace_folder(tmp: Path, path: Path) -> None:
+    """Flush the finished folder `tmp` to the disk and put it in the place of `path`."""
+    for file in tmp.rglob("*"):
+        sync(file)
+    sync(tmp)
+    old = path.with_name(f".old-{path.name}")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed between the renames
+    if path.exists():
+        path.rename(old)
+    tmp.rename(path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -62,3 +81,48 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, why: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError if there is none; `why` says what it is for."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; {why}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch or copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; fetch or copy it again")
+    return content
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; it is removed at the end. Its folder has to exist.
+
+    Raises UserError with the text `busy` if another process holds it, OSError if the file cannot be made. The
+    lock is the kernel's: it goes with its process, whatever ends it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0.1, poll_interval=0.02)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(busy) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        click.echo(f"warning: {path}: no locks here ({error}); run one process at a time", err=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a disk that has become read-only
+            path.unlink(missing_ok=True)
+        lock.release()

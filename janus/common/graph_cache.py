@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import janus
+from janus.common.files import write_file
 
 if TYPE_CHECKING:
     from mindspore import Tensor, nn
@@ -204,9 +205,7 @@ def _keep(folder: Path, key: str, content: bytes) -> None:
         for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # those of runs that were killed
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", delete=False) as beside:
-            beside.write(content)
-        Path(beside.name).replace(folder / _name(key, content))
+        write_file(folder / _name(key, content), lambda tmp: tmp.write_bytes(content))
     except OSError as error:
         click.echo(f"graphs are not kept for the next start: {error} (see {FOLDER})", err=True)
 

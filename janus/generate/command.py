@@ -9,9 +9,9 @@ import click
 import numpy as np
 
 from janus.checkpoint.folder import ModelFolder, open_model
+from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.options import DEVICE, FILE, FOLDER, option
-from janus.common.progress import token_progress
 from janus.generate.generate import TEMPERATURE, Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_understanding
@@ -85,7 +85,7 @@ def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) ->
     _check_length(folder, max(len(prompt.input_ids) for prompt in prompts), new, "lower --max-tokens or ")
     sampling = Sampling(request.temperature or 0.0, seed=request.seed)
     generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(prompts)))
-    with token_progress("answers", -(-len(prompts) // request.batch) * new) as advance:
+    with track("answers", -(-len(prompts) // request.batch) * new, "steps") as advance:
         answers = list(generator.answers(prompts, new, sampling, advance))
     for text, ids in zip(request.prompts, answers, strict=True):
         ended = ids[-1] == tokenizer.special.eos
@@ -135,7 +135,7 @@ def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> N
     decoder = VQDecoder(folder)
     facts = {"seed": request.seed, "model": folder.name, "guidance": sampling.guidance}
     facts["temperature"] = sampling.temperature
-    with token_progress("pictures", -(-len(numbers) // request.batch) * tokens) as advance:
+    with track("pictures", -(-len(numbers) // request.batch) * tokens, "steps") as advance:
         drawn = generator.pictures([prompts[i] for i in asked], numbers, sampling, advance)
         for number, codes_T in zip(numbers, drawn, strict=True):
             text = request.draws[asked[number]]

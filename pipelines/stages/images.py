@@ -15,9 +15,9 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
+from janus.common.console import track
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_generation, prepare_understanding
 from pipelines.pool import KILLS_WORKER, map_chunks
-from pipelines.progress import track
 from pipelines.rejects import write_rejects
 from pipelines.stage import require_stage, run_stage
 from pipelines.tables import (

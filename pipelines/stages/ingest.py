@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from janus.common.console import track
 from pipelines.adapters import load_adapter
-from pipelines.progress import track
 from pipelines.rejects import write_rejects
 from pipelines.sources import Source, present_sources
 from pipelines.stage import describe_files, run_stage

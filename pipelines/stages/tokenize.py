@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from janus.common.console import track
 from janus.images import ImagePreparation
 from janus.prompts import EncodedSample, PromptRow, encode_samples
 from janus.tokens import JanusTokenizer, load_tokenizer
 from pipelines.pool import KILLS_WORKER, map_chunks
-from pipelines.progress import track
 from pipelines.rejects import reject_table, write_rejects
 from pipelines.stage import require_stage, run_stage
 from pipelines.tables import TOKEN_SCHEMA, num_batches, read_batch, read_columns, table_writer

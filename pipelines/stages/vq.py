@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from janus.checkpoint.folder import ModelFolder, open_model
+from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import write_file
 from janus.model.config import VQ_WEIGHTS
-from pipelines.progress import track
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, ImageRows, read_table, table_writer, write_table
 
@@ -96,7 +96,7 @@ def _encode_missing(rows: ImageRows, missing: list[int], folder: ModelFolder, pa
 
     encoder = VQEncoder(folder)
     left = sum(_stop(rows, start) - start for start in missing)
-    with track("vq", len(rows), "images", already=len(rows) - left) as advance:
+    with track("vq", len(rows), "images", resumed=len(rows) - left) as advance:
         for start in missing:
             codes = []
             for first in range(start, _stop(rows, start), encoder.batch_size):

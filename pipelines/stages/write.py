@@ -16,17 +16,17 @@ import polars as pl
 import pyarrow as pa
 
 from janus.checkpoint.folder import copy_tokenizer
-from janus.common.lock import alone
+from janus.common.console import track
+from janus.common.files import exclusive_lock, hash_file
 from janus.images import ImagePreparation
 from janus.prompts import SPLITS, TASKS
 from janus.tokens import TOKENIZER_FILES
-from pipelines.progress import track
 from pipelines.rejects import counts_by_reason, examples_by_reason, gather_rejects, write_rejects
 from pipelines.stage import CODE_VERSION, STAGE_FILE, require_stage, run_stage
 from pipelines.stages.order import plan_rows
 from pipelines.tables import CODE_SCHEMA, KINDS, ROW_SCHEMA, TOKEN_SCHEMA, ImageRows, RandomRows, read_table
 from shards.leaks import write_pictures
-from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, hash_file, write_manifest
+from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, write_manifest
 from shards.schema import CONTENT_SCHEMA
 from shards.write import BATCH_ROWS, publish, write_shards
 
@@ -71,7 +71,7 @@ def write(work: Path, options: WriteOptions) -> dict[str, Any]:
     out = options.out
     out.parent.mkdir(parents=True, exist_ok=True)
     taken = f"{out}: another build is writing this folder; wait for its end, or give another --out"
-    with alone(out.with_name(f".lock-{out.name}"), taken):
+    with exclusive_lock(out.with_name(f".lock-{out.name}"), taken):
         _forget_unless_published(work, out)
         return run_stage("write", work, inputs, body)
 

@@ -5,14 +5,13 @@ Drawn evenly from every task, source and split, always the same ones of the same
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 import polars as pl
 
+from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
@@ -96,10 +95,13 @@ def cards(
     pictures = chosen.filter(pl.col("task") != "text").height * (1 if decode is None else 2)
     picture_limit = PICTURE_BYTES // max(1, pictures)
     label = "reading samples" if decode is None else "reading samples, decoding codes"
-    rows = chosen.iter_rows(named=True)
-    with click.progressbar(rows, length=chosen.height, label=label, file=sys.stderr) as progress:
-        samples = (shards.rows(row["split"], row["task"]).read(row["index"]) for row in progress)
-        return [_card(sample, tokenizer, decode, text_limit, picture_limit) for sample in samples]
+    shown = []
+    with track(label, chosen.height, "samples") as advance:
+        for row in chosen.iter_rows(named=True):
+            sample = shards.rows(row["split"], row["task"]).read(row["index"])
+            shown.append(_card(sample, tokenizer, decode, text_limit, picture_limit))
+            advance()
+    return shown
 
 
 def _card(

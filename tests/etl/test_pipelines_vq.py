@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     parts = parts_of(tmp_path / "work")
     log = run_well("vq", "--work", tmp_path / "work", "--model", model)
     left = ARTWORKS + FIGURES - PART_IMAGES * len(parts)
-    assert f"vq: resumed, {PART_IMAGES * len(parts)} of {ARTWORKS + FIGURES} images are there already" in log
+    assert f"vq: resumed after {PART_IMAGES * len(parts)} of {ARTWORKS + FIGURES} images" in log
     assert f"vq: {left} images in" in log
     assert codes_of(tmp_path / "work") == codes_of(encoded)
     assert not (tmp_path / "work" / ".vq-parts").exists()

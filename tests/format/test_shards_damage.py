@@ -16,6 +16,7 @@ import pytest
 from shard_factory import make_batch, make_folder, make_mixed, make_row
 
 from janus.common.errors import UserError
+from janus.common.files import hash_file
 from shards.manifest import MANIFEST, TOKENIZER, load_manifest
 from shards.read import ShardSet, verify_folder
 from shards.write import publish
@@ -192,7 +193,7 @@ def resign(folder: Path, name: str) -> None:
     """Rewrite the manifest for a replaced shard, as someone who knows the format could."""
     from dataclasses import replace
 
-    from shards.manifest import hash_file, write_manifest
+    from shards.manifest import write_manifest
 
     manifest, path = load_manifest(folder), folder / name
     fresh = {"bytes": path.stat().st_size, "sha256": hash_file(path)}

@@ -29,9 +29,10 @@ from shard_factory import (
 )
 from trainer_shards import make_model, make_trainable
 
+from janus.common.files import hash_file
 from janus.common.page import picture_uri
 from shards.cli import main
-from shards.manifest import SourceCounts, hash_file, load_manifest, write_manifest
+from shards.manifest import SourceCounts, load_manifest, write_manifest
 from shards.preview.gallery import allot, choose
 from shards.preview.page import histogram
 from shards.write import write_shards

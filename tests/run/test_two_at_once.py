@@ -14,14 +14,14 @@ from raw_data import run, run_well, write_pubmedqa
 from runs import finish, left_behind, make_work, start, steps_seen
 
 from janus.common.errors import UserError
-from janus.common.lock import alone
+from janus.common.files import exclusive_lock
 from trainer.cli import main
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from janus.common.lock import alone
-with alone(Path(sys.argv[1]), "taken"):
+from janus.common.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]), "taken"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -33,12 +33,16 @@ def test_a_lock_goes_with_its_process_whatever_ends_it(tmp_path: Path) -> None:
     holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="taken"), alone(path, "taken"):
+    with pytest.raises(UserError, match="taken"), exclusive_lock(path, "taken"):
         pass
     assert path.exists()  # the one who was refused did not remove it
     holder.kill()
     holder.communicate()
-    with alone(path, "taken"), pytest.raises(UserError, match="taken again"), alone(path, "taken again"):
+    with (
+        exclusive_lock(path, "taken"),
+        pytest.raises(UserError, match="taken again"),
+        exclusive_lock(path, "taken again"),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -46,9 +50,13 @@ def test_a_lock_goes_with_its_process_whatever_ends_it(tmp_path: Path) -> None:
 def test_a_lock_file_that_was_removed_meanwhile_excludes_nobody_twice(tmp_path: Path) -> None:
     """Whoever finds another file under the name than the one locked takes the new one."""
     path = tmp_path / ".lock"
-    with alone(path, "first"):
+    with exclusive_lock(path, "first"):
         path.unlink()
-        with alone(path, "second"), pytest.raises(UserError, match="third"), alone(path, "third"):
+        with (
+            exclusive_lock(path, "second"),
+            pytest.raises(UserError, match="third"),
+            exclusive_lock(path, "third"),
+        ):
             pass
 
 
@@ -71,7 +79,7 @@ def test_a_second_build_in_one_folder_is_told_so(raw: Path, sample_data: Path, l
     folders = ["--data", raw, "--work", root / "work", "--out", root / "shards"]
     given = ["build", *folders, "--tokenizer", sample_data / "tokenizer"]
     (root / "work").mkdir()
-    with alone(root / lock, "the first build"):
+    with exclusive_lock(root / lock, "the first build"):
         result = run(*given)
         assert result.exit_code == 2
         (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
@@ -85,7 +93,7 @@ def test_a_second_build_in_one_folder_is_told_so(raw: Path, sample_data: Path, l
 def test_a_single_stage_keeps_others_out_as_well(raw: Path) -> None:
     work = raw.parent / "work"
     work.mkdir()
-    with alone(work / ".lock", "the first"):
+    with exclusive_lock(work / ".lock", "the first"):
         result = run("ingest", "--data", raw, "--work", work)
     assert result.exit_code == 2
     assert "another build is at work" in result.output
@@ -129,7 +137,7 @@ def _train(work: Path, *arguments: object) -> tuple[int, str]:
 def test_two_that_begin_one_new_run_do_not_share_it(work: Path) -> None:
     """The folder has no run yet, but one has just claimed it."""
     (work / "new").mkdir()
-    with alone(work / "new" / ".lock", "the first"):
+    with exclusive_lock(work / "new" / ".lock", "the first"):
         code, output = _train(work, *GIVEN, "--out", "new", "--steps", 1)
     assert code == 2
     assert output.startswith("Error: --out new: another trainer is at work in this folder; wait for its end")

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from shards.manifest import TOKENIZER, Manifest, ShardEntry, SourceCounts, hash_file, write_manifest
+from janus.common.files import hash_file
+from shards.manifest import TOKENIZER, Manifest, ShardEntry, SourceCounts, write_manifest
 from shards.schema import CONTENT_SCHEMA
 from shards.write import SHARD_BYTES, write_shards
 

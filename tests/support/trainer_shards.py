@@ -13,11 +13,12 @@ from shard_factory import SOURCES, make_batch, make_row
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from janus.checkpoint.folder import ModelFolder
+from janus.common.files import hash_file
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
 from shards.block import RowBlock
-from shards.manifest import Manifest, SourceCounts, hash_file, write_manifest
+from shards.manifest import Manifest, SourceCounts, write_manifest
 from shards.schema import FIELDS, Fields, Sample
 from shards.write import write_shards
 

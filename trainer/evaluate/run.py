@@ -22,9 +22,9 @@ import click
 import numpy as np
 
 from janus.checkpoint.folder import ModelFolder, open_model
+from janus.common.console import track
 from janus.common.errors import UserError
-from janus.common.jsonfile import read_json
-from janus.common.progress import token_progress
+from janus.common.files import read_json
 from janus.generate.generate import Generator, Prompt, Sampling
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer, load_tokenizer
@@ -139,7 +139,7 @@ def _score(
 def _answers(opened: _Opened, model: Janus, samples: list[Sample]) -> list[str]:
     config = opened.config
     generator = Generator(model, opened.tokenizer.special, min(config.batch, len(samples)))
-    with token_progress("answers", -(-len(samples) // config.batch) * config.max_tokens) as advance:
+    with track("answers", -(-len(samples) // config.batch) * config.max_tokens, "steps") as advance:
         return answer_samples(generator, opened.tokenizer, samples, config.max_tokens, advance)
 
 
@@ -196,7 +196,7 @@ def _draw(opened: _Opened, model: Janus) -> tuple[np.ndarray, dict[str, object]]
     generator = Generator(model, opened.tokenizer.special, min(config.batch, len(samples)))
     prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
     steps = -(-len(samples) // config.batch) * opened.image.tokens
-    with token_progress("pictures", steps) as advance:
+    with track("pictures", steps, "steps") as advance:
         drawn = list(generator.pictures(prompts, range(len(samples)), sampling, advance))
     held_out = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
     rows = [np.concatenate([decoder.decode(codes[None])[0] for codes in row], 1) for row in (held_out, drawn)]

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
-from janus.common.files import FULL, write_folder
-from shards.manifest import hash_file
+from janus.common.files import FULL, hash_file, write_folder
 from trainer.config import TrainConfig
 from trainer.stream.plan import PLAN_VERSION
 

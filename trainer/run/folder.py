@@ -12,8 +12,7 @@ import click
 import yaml
 
 from janus.common.errors import UserError
-from janus.common.files import write_text
-from janus.common.lock import alone
+from janus.common.files import exclusive_lock, write_text
 from trainer.config import CONFIG, TrainConfig
 from trainer.run.checkpoint import newest_checkpoint
 
@@ -63,7 +62,7 @@ def lock_folder(out: Path, stack: ExitStack) -> None:
     busy = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(alone(out / ".lock", busy))
+        stack.enter_context(exclusive_lock(out / ".lock", busy))
     except OSError as error:
         raise _not_writable(out, error) from None
 

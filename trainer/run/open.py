@@ -14,8 +14,9 @@ import click
 
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
+from janus.common.files import hash_file
 from janus.tokens import JanusTokenizer, load_tokenizer
-from shards.manifest import MANIFEST, TOKENIZER, hash_file
+from shards.manifest import MANIFEST, TOKENIZER
 from shards.read import ShardSet, verify_folder
 from trainer.config import TrainConfig
 from trainer.run.checkpoint import (
