@@ -17,8 +17,8 @@ class LiveProgress(Progress):
         """done: how many of the steps an earlier run has made."""
         columns = (MofNCompleteColumn(), BarColumn(30), TimeRemainingColumn(), TextColumn("left"))
         console = Console(file=sys.stdout)
+        self._numbers = Text(style="dim")  # first: rich draws once while it is made
         super().__init__(TextColumn("step"), *columns, console=console, refresh_per_second=4)
-        self._numbers = Text(style="dim")
         self._steps = self.add_task("", total=steps, completed=done)
 
     def get_renderables(self) -> Iterable[RenderableType]:
