@@ -15,16 +15,16 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from janus.common.errors import UserError
 from janus.common.files import read_json
+from janus.model.config import VisionConfig
 
 LONGEST = 16
 """Long side over short side that is still scaled whole for a crop: 1×5000 would become 384×1,920,000."""
-
 
 GLANCE = (16, 16)
 """Pixels looked at to tell colour from grey before all are."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
-"""What is opened at all. Pillow has some forty more, among them EPS, which runs its file in Ghostscript."""
+"""All that is opened. Pillow has forty more formats; one, EPS, runs its file in Ghostscript."""
 
 
 class ImageError(ValueError):
@@ -38,12 +38,11 @@ class ImagePreparation:
     image_size: int = 384  # side of the square the model sees, pixels
     min_size: int = 14  # no side is scaled below this, pixels
     background: tuple[int, int, int] = (127, 127, 127)  # RGB around a picture that is not square
-    patch_size: int = 16  # side of one token's patch, pixels
 
     @property
     def num_image_tokens(self) -> int:
         """Tokens of one image, for understanding and for generation: 576 at 384 pixels."""
-        return (self.image_size // self.patch_size) ** 2
+        return (self.image_size // VisionConfig.patch_size) ** 2
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImagePreparation:
@@ -67,14 +66,14 @@ class ImagePreparation:
 
     def asdict(self) -> dict:
         """As plain JSON values, for the manifest."""
-        return {**asdict(self), "background": list(self.background)}
+        return {**asdict(self), "background": list(self.background), "patch_size": VisionConfig.patch_size}
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The picture as upright RGB: the first frame, alpha over white, a colour profile not applied.
+    """The picture as upright RGB: the first frame, alpha over white, without applying a colour profile.
 
-    Raises ImageError for what is no picture, is truncated, or claims more pixels than Pillow allows.
-    MemoryError passes: another try may find the room.
+    Raises ImageError if the data are no picture, are truncated, or claim more pixels than Pillow allows.
+    MemoryError passes: a retry may succeed.
     """
     try:
         with warnings.catch_warnings():
@@ -124,7 +123,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic. RGB whose channels are the same, as in most radiology, is scaled as the one that it is."""
+    """Bicubic. RGB with equal channels, as in most radiology, is scaled as one channel."""
     # The channels of a few pixels tell most colour pictures; comparing all costs a sixth of scaling them.
     if _is_grey(image.resize(GLANCE, Image.Resampling.NEAREST)) and _is_grey(image):
         return image.getchannel(0).resize(size, Image.Resampling.BICUBIC).convert("RGB")

@@ -108,7 +108,7 @@ def _image_ids(special: SpecialTokens, num_image_tokens: int) -> tuple[int, ...]
 
 
 def encode_samples(
-    tokenizer: JanusTokenizer, rows: Iterable[PromptRow], num_image_tokens: int = 576
+    tokenizer: JanusTokenizer, rows: Iterable[PromptRow], num_image_tokens: int
 ) -> list[EncodedSample]:
     """Ids and supervised spans of every row; one batched tokenizer call for all distinct texts."""
     samples = [prompt_segments(row, tokenizer.special, num_image_tokens) for row in rows]

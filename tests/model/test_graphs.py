@@ -162,8 +162,9 @@ def test_a_changed_source_in_any_folder_of_a_package_is_another_key(tmp_path: Pa
     assert sources_digest(tmp_path / "package") != before
 
 
+@pytest.mark.slow
 def test_the_second_start_of_a_run_has_the_numbers_of_the_first(tmp_path: Path) -> None:
-    """Two processes: validation, steps of all tasks and updates, compiled in the one, loaded in the other."""
+    """Two processes: validation, steps and updates, compiled in the one, loaded in the other."""
     make_model(tmp_path / "model")
     make_trainable(tmp_path / "shards", {"vqa": 7, "text": 4, "t2i": 6})
     first, second = _train(tmp_path, "first"), _train(tmp_path, "second")

@@ -159,7 +159,7 @@ def test_pubmedqa_is_answered_by_the_likeliest_word(work: Path, evaluated: tuple
     words = ["yes", "no", "maybe"]
     ids = [ids[0] for ids in tokenizer.encode_texts(words)]
     for prompt, prediction, score in answered.select("prompt", "prediction", "score").rows():
-        (sample,) = encode_samples(tokenizer, [PromptRow("text", prompt)])
+        (sample,) = encode_samples(tokenizer, [PromptRow("text", prompt)], 0)
         flat = np.arange(len(sample.input_ids), dtype=np.int32)
         arrays = [flat[-1:], sample.input_ids, flat, flat[None], flat, np.ones_like(flat)[None]]
         logits_V = loss.logits(*map(Tensor, arrays)).asnumpy()[0]

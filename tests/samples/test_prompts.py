@@ -39,7 +39,7 @@ def _reference_ids(case: dict) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['tokenizer']}-{case['task']}")
 def test_ids_equal_the_reference(case: dict) -> None:
     tokenizer = _tokenizer(case["tokenizer"])
-    (sample,) = encode_samples(tokenizer, [_row(case)])
+    (sample,) = encode_samples(tokenizer, [_row(case)], 576)
     ids = sample.input_ids
     if case["task"].endswith("unconditional"):
         ids = unconditional(ids, tokenizer.special)
@@ -53,7 +53,7 @@ def test_ids_equal_the_reference(case: dict) -> None:
 def test_spans_cover_answers_with_eos_in_every_turn(name: str) -> None:
     tokenizer = _tokenizer(name)
     row = PromptRow("vqa", "Is it normal?", "No.", history=[("What is shown?", "A chest X-ray.")])
-    (sample,) = encode_samples(tokenizer, [row])
+    (sample,) = encode_samples(tokenizer, [row], 576)
     answers = [tokenizer.decode(sample.input_ids[start:end]) for start, end in sample.supervised]
     assert answers == [" A chest X-ray.<｜end▁of▁sentence｜>", " No.<｜end▁of▁sentence｜>"]
     assert (sample.input_ids == tokenizer.special.image_placeholder).sum() == 576
@@ -63,7 +63,7 @@ def test_spans_cover_answers_with_eos_in_every_turn(name: str) -> None:
 @pytest.mark.parametrize("name", ["janus-pro-1b", "janus-pro-7b"])
 def test_t2i_supervises_exactly_576_and_the_state_before_is_begin_of_image(name: str) -> None:
     tokenizer = _tokenizer(name)
-    (sample,) = encode_samples(tokenizer, [PromptRow("t2i", "a red circle")])
+    (sample,) = encode_samples(tokenizer, [PromptRow("t2i", "a red circle")], 576)
     ((start, end),) = sample.supervised
     assert end - start == 576
     assert sample.input_ids[start - 1] == tokenizer.special.begin_of_image
@@ -78,6 +78,7 @@ def test_text_that_spells_a_special_token_stays_text(name: str, spelling: str) -
     plain, spelled = encode_samples(
         tokenizer,
         [PromptRow("text", "a", "b"), PromptRow("text", f"a{spelling}", f"b {spelling}")],
+        576,
     )
     special = set(vars(tokenizer.special).values())
     assert sum(i in special for i in spelled.input_ids) == sum(i in special for i in plain.input_ids)
@@ -88,6 +89,6 @@ def test_text_that_spells_a_special_token_stays_text(name: str, spelling: str) -
 @needs_shared
 def test_empty_answer_leaves_the_colon_last() -> None:
     tokenizer = _tokenizer("janus-pro-1b")
-    (sample,) = encode_samples(tokenizer, [PromptRow("text", "Why?", "  ")])
+    (sample,) = encode_samples(tokenizer, [PromptRow("text", "Why?", "  ")], 576)
     assert tokenizer.decode(sample.input_ids).endswith("<|Assistant|>:")
     assert len(sample.supervised) == 0

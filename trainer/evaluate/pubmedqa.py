@@ -94,7 +94,7 @@ def find_questions(
 
 def _candidates(questions: Sequence[Sample], tokenizer: JanusTokenizer) -> list[Sample]:
     pairs = [(question, decision) for question in questions for decision in DECISIONS]
-    encoded = encode_samples(tokenizer, [PromptRow("text", q.prompt, d, q.history) for q, d in pairs])
+    encoded = encode_samples(tokenizer, [PromptRow("text", q.prompt, d, q.history) for q, d in pairs], 0)
     candidates = []
     for (question, _), sample in zip(pairs, encoded, strict=True):
         start, end = sample.supervised[-1]
