@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
 
+Buffers = Sequence[tuple[Parameter, Parameter]]
+"""Weights that are trained, each with the buffer in which its gradient is summed."""
+
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step `step` (1 is the first): linear warm-up, then constant, cosine or linear decay.
 
@@ -60,17 +64,15 @@ class AdamW:
 
     def __init__(
         self,
-        weights: Sequence[Parameter],
-        gradients: Sequence[Parameter],
+        trained: Buffers,
         numbers: Parameter,
         config: TrainConfig,
-        compile: Callable[[nn.Cell, str], Callable[..., Any]],
+        compile: Callable[[nn.Cell, str], Any],
     ) -> None:
-        """gradients: a buffer for each weight. numbers: emptied with them."""
-        self._config = config
-        self._step = 0
-        update = _Update(weights, gradients, numbers, config)
-        self._moments = (*update.mean, *update.square)
+        """trained: weights and their gradients. numbers: emptied with the gradients."""
+        self._config, self._step = config, 0
+        update = _Update(trained, numbers, config)
+        self._moments = (*update.m, *update.v)
         self._update = compile(update, "update")
 
     def apply(self, norm: float, rate: float) -> None:
@@ -92,47 +94,31 @@ class AdamW:
 
 
 class _Update(nn.Cell):
-    """Clip, AdamW, empty the buffers."""
+    """Clip, AdamW, empty the buffers; letters as above."""
 
-    def __init__(
-        self,
-        weights: Sequence[Parameter],
-        gradients: Sequence[Parameter],
-        numbers: Parameter,
-        config: TrainConfig,
-    ) -> None:
+    def __init__(self, trained: Buffers, numbers: Parameter, config: TrainConfig) -> None:
         super().__init__(auto_prefix=False)
-        self.weights, self.buffers = ParameterTuple(weights), ParameterTuple(gradients)
-        self.mean = ParameterTuple(zeros_like(weights, "adam_m"))
-        self.square = ParameterTuple(zeros_like(weights, "adam_v"))
-        self.numbers = numbers
+        weights, gradients = zip(*trained, strict=True)
+        self.p, self.g, self.numbers = ParameterTuple(weights), ParameterTuple(gradients), numbers
+        self.m, self.v = (ParameterTuple(zeros_like(weights, name)) for name in ("adam_m", "adam_v"))
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
         self.adamw = ops.AdamWeightDecay()
 
     def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor) -> Tensor:
         """Apply the gradients times `clip` at `rate`; gives the emptied numbers."""
-        for i in range(len(self.weights)):
-            self.adamw(
-                self.weights[i],
-                self.mean[i],
-                self.square[i],
-                rate,
-                self.beta1,
-                self.beta2,
-                eps,
-                decay,
-                self.buffers[i] * clip,
-            )
+        for i in range(len(self.p)):
+            g = self.g[i] * clip
+            self.adamw(self.p[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps, decay, g)
             # Not zeros: they would stand in the graph as constants, one for every weight.
-            ops.assign_sub(self.buffers[i], self.buffers[i])
+            ops.assign_sub(self.g[i], self.g[i])
         return ops.assign_sub(self.numbers, self.numbers)
 
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:
     """Parameters `PREFIX.NAME` of zeros, float32, in the weights' shapes."""
-    return [
-        Parameter(
-            Tensor.from_numpy(np.zeros(w.shape, np.float32)), name=f"{prefix}.{w.name}", requires_grad=False
-        )
-        for w in weights
-    ]
+
+    def zeros(weight: Parameter) -> Parameter:
+        values = Tensor.from_numpy(np.zeros(weight.shape, np.float32))
+        return Parameter(values, name=f"{prefix}.{weight.name}", requires_grad=False)
+
+    return list(map(zeros, weights))

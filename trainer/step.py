@@ -9,6 +9,7 @@ second applies them (clipping, AdamW) or they are thrown away.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,11 +112,11 @@ class TrainStep:
         losses = {task: TaskLoss(model, task, config.dtype) for task in tasks}
         used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
         weights = [p for name, p in used.items() if part_of(name) in self._parts]
-        gradients = zeros_like(weights, "gradient")
-        self.trained = {weight.name: gradient for weight, gradient in zip(weights, gradients, strict=True)}
+        trained = list(zip(weights, zeros_like(weights, "gradient"), strict=True))
+        self.trained = {weight.name: gradient for weight, gradient in trained}
         self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
-        self.optimizer = AdamW(weights, gradients, self._numbers, config, self._compile)
-        self._measure = self._compile(_Measure(gradients, self._numbers), "measure")
+        self.optimizer = AdamW(trained, self._numbers, config, self._compile)
+        self._measure = self._compile(_Measure(list(self.trained.values()), self._numbers), "measure")
         self._evaluate = {
             task: self._compile(TokenScores(loss), f"evaluate {task}") for task, loss in losses.items()
         }
@@ -123,7 +124,11 @@ class TrainStep:
             task: self._compile(_Accumulate(loss, self.trained, self._numbers), f"accumulate {task}")
             for task, loss in losses.items()
         }
-        self._supervised = dict.fromkeys(losses, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is added up yet."""
+        self._supervised: Counter[str] = Counter()
         self._norm: float | None = None
 
     def _compile(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
@@ -157,8 +162,8 @@ class TrainStep:
         """
         numbers = self._measure().asnumpy()
         self._norm = norm = float(numbers[GRAD_NORM])
-        supervised = {task: n for task, n in self._supervised.items() if n}
-        return StepNumbers({task: float(numbers[NUMBERS[task]]) for task in supervised}, supervised, norm)
+        loss_sum = {task: float(numbers[NUMBERS[task]]) for task in self._supervised}
+        return StepNumbers(loss_sum, dict(self._supervised), norm)
 
     def apply(self, rate: float) -> None:
         """Clip by the norm that `measure` has read, AdamW, empty the buffers; does not wait.
@@ -175,10 +180,6 @@ class TrainStep:
         for parameter in (*self.trained.values(), self._numbers):
             ops.assign(parameter, ops.zeros_like(parameter))
         self._begin()
-
-    def _begin(self) -> None:
-        self._supervised = dict.fromkeys(self._supervised, 0)
-        self._norm = None
 
     def wait(self) -> None:
         """Return when the device has done all it was given: every graph ends by writing the numbers."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from janus.common.errors import UserError
@@ -17,7 +18,7 @@ from trainer.optimizer import learning_rate
 from trainer.report.events import require_writer
 from trainer.report.log import RunLog
 from trainer.report.meters import StepRecord
-from trainer.run.checkpoint import save_checkpoint
+from trainer.run.checkpoint import remove_old, save_checkpoint
 from trainer.run.folder import write_config
 from trainer.run.ledger import Ledger
 from trainer.run.nonfinite import Skips
@@ -141,17 +142,12 @@ class _Training:
     def _save(self, step: int) -> Path:
         """Ledger and metrics before the checkpoint: what it says was done is in them."""
         run = self._run
-
-        def save_model(folder: Path) -> None:
-            run.folder.save(self._model, folder, run.tokenizer)
-
         self._ledger.save()
         self._log.sync()
         state = replace(run.state, skipped=self._skips.steps)
-        source = run.checkpoint.folder if run.checkpoint else None
-        saved = save_checkpoint(
-            run.out, step, save_model, self._network.optimizer.state(), state, run.config.keep, source
-        )
+        save_model = partial(run.folder.save, self._model, tokenizer=run.tokenizer)
+        saved = save_checkpoint(run.out, step, save_model, self._network.optimizer.state(), state)
+        remove_old(run.out, run.config.keep, run.checkpoint.folder if run.checkpoint else None)
         self._log.say(f"saved {saved}")
         return saved
 

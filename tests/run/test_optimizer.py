@@ -27,7 +27,7 @@ def _optimizer(
     weight = Parameter(Tensor(start.copy()), name="w")
     (gradient,) = zeros_like([weight], "gradient")
     numbers = Parameter(Tensor(np.zeros(4, np.float32)), name="numbers")
-    return weight, gradient, AdamW([weight], [gradient], numbers, config, compiled)
+    return weight, gradient, AdamW([(weight, gradient)], numbers, config, compiled)
 
 
 def _reference(weight: np.ndarray, gradients: np.ndarray, rate: float, config: TrainConfig) -> np.ndarray:

@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from paths import ROOT
+from runs import TEXT, finish, left_behind, refused, start, train_well
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable
 
 from janus.checkpoint.folder import open_model
 from janus.model.janus import PARTS, part_of
-from trainer.cli import main
 from trainer.config import load_recipe, resolve
 
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("work")
-    make_model(folder / "model")
-    make_trainable(folder / "shards", {"vqa": 7, "text": 4, "t2i": 6})
-    return folder
-
-
-def _train(work: Path, out: str, *arguments: str) -> tuple[int, str]:
-    given = ["--model", "model", "--shards", "shards", "--steps", str(STEPS), "--learning-rate", "1e-2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        result = CliRunner().invoke(main, ["train", *given, "--out", out, *arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
+GIVEN = ("--model", "model", "--shards", "shards", "--learning-rate", "1e-2")
 
 
 def _records(work: Path, out: str, kind: str = "step") -> list[dict]:
     lines = (work / out / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-def _losses(work: Path, out: str) -> list[float]:
-    return [record["loss"] for record in _records(work, out)]
 
 
 def _weights(work: Path, out: str, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -65,18 +41,9 @@ def _changed_parts(work: Path, out: str, step: int) -> set[str]:
 @pytest.fixture(scope="module")
 def mixed(work: Path) -> str:
     """A mixed run in a process of its own, with a checkpoint half-way; its output."""
-    command = [sys.executable, "-m", "trainer", "train", "--model", "model", "--shards", "shards"]
-    command += ["--steps", str(STEPS), "--learning-rate", "1e-2", "--save-every", "2", "--out", "mixed"]
-    run = subprocess.run(
-        command,
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    code, out, err = finish(start(work, *GIVEN, "--steps", STEPS, "--save-every", 2, "--out", "mixed"))
+    assert code == 0, err
+    return out
 
 
 def test_a_mixed_run_says_what_it_does_and_leaves_everything(work: Path, mixed: str) -> None:
@@ -120,15 +87,10 @@ def test_it_learns_and_the_checkpoint_is_a_model(work: Path, mixed: str) -> None
 
 
 def test_neither_the_mode_nor_the_cut_into_micro_batches_changes_the_numbers(work: Path, mixed: str) -> None:
-    given = ["--mode", "pynative", "--micro-batch", "2", "--steps", "2", "--eval-samples", "0"]
-    code, output = _train(work, "pynative", *given)
-    assert code == 0
+    given = [*GIVEN, "--mode", "pynative", "--micro-batch", 2, "--steps", 2, "--eval-samples", 0]
+    output = train_well(work, *given, "--out", "pynative")
     assert re.search(r"vqa: 7 rows, 1.43 epochs; 0 for validation; 3 × 2 samples in \d+ tokens", output)
-    one, other = (_records(work, out)[:2] for out in ("pynative", "mixed"))
-    for left, right in zip(one, other, strict=True):
-        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
-        assert left["loss_per_task"] == pytest.approx(right["loss_per_task"], abs=1e-5)
-        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+    _check_same_numbers(work, "pynative", "mixed")
     left, right = _weights(work, "pynative", 2), _weights(work, "mixed", 2)
     for name, array in left.items():
         # AdamW's first steps are as large as the rate however small the gradient, so rounding shows. A key's
@@ -137,11 +99,16 @@ def test_neither_the_mode_nor_the_cut_into_micro_batches_changes_the_numbers(wor
         assert np.abs(array - right[name]).mean() < limit, name
 
 
+@pytest.mark.slow
 def test_layers_computed_again_in_the_backward_change_nothing(work: Path, mixed: str) -> None:
-    given = ["--gradient-checkpointing", "--steps", "2", "--eval-samples", "0", "--learning-rate", "1e-2"]
-    code, output = _train(work, "again", *given)
-    assert code == 0, output
-    for left, right in zip(_records(work, "again"), _records(work, "mixed")[:2], strict=True):
+    given = [*GIVEN, "--gradient-checkpointing", "--steps", 2, "--eval-samples", 0]
+    train_well(work, *given, "--out", "again")
+    _check_same_numbers(work, "again", "mixed")
+
+
+def _check_same_numbers(work: Path, run: str, other: str) -> None:
+    for left, right in zip(_records(work, run), _records(work, other)[:2], strict=True):
+        assert left["loss_per_task"] == pytest.approx(right["loss_per_task"], abs=1e-5)
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
 
@@ -149,30 +116,18 @@ def test_layers_computed_again_in_the_backward_change_nothing(work: Path, mixed:
 def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -> None:
     shutil.copytree(work / "mixed", work / "resumed")
     shutil.rmtree(work / "resumed/checkpoints/step-000004")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        result = CliRunner().invoke(main, ["train", "--out", "resumed", "--resume"])
-        again = CliRunner().invoke(main, ["train", "--out", "resumed", "--resume"])
-    assert result.exit_code == 0, result.output
-    assert again.exit_code == 0
-    assert again.output.endswith("nothing left to do: 4 steps are done; give more --steps to go on\n")
-    assert "resume: step 2 of resumed/checkpoints/step-000002" in result.output
-    assert _losses(work, "resumed") == _losses(work, "mixed")
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        files = (work / out / "checkpoints/step-000004" / name for out in ("mixed", "resumed"))
-        assert len({path.read_bytes() for path in files}) == 1
+    output = train_well(work, "--out", "resumed", "--resume")
+    assert "resume: step 2 of resumed/checkpoints/step-000002" in output
+    assert left_behind(work / "resumed", STEPS) == left_behind(work / "mixed", STEPS)
+    output = train_well(work, "--out", "resumed", "--resume")
+    assert output.endswith("nothing left to do: 4 steps are done; give more --steps to go on\n")
 
 
-def test_what_would_change_the_numbers_is_refused_on_resume(work: Path, mixed: str) -> None:
-    code, output = _train(work, "mixed", "--resume", "--seed", "3", "--batch-size", "20")
-    assert code == 2
+def test_a_run_is_resumed_where_there_is_one_and_with_its_own_numbers(work: Path, mixed: str) -> None:
+    output = refused(work, "--out", "mixed", "--resume", "--seed", 3, "--batch-size", 20)
     assert "batch_size was 10, now 20; seed was 0, now 3" in output
-    code, output = _train(work, "mixed")
-    assert code == 2
-    assert "already holds a run; resume it (--resume) or choose another folder" in output
-    code, output = _train(work, "nothing", "--resume")
-    assert code == 2
-    assert "nothing holds no run" in output
+    assert "--out mixed" in refused(work, *GIVEN, "--out", "mixed")
+    assert "nothing holds no run" in refused(work, *GIVEN, "--out", "nothing", "--resume")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +142,8 @@ def test_a_task_trains_its_own_parts_of_the_stage_and_nothing_else(
     work: Path, task: str, stage: int, trained: set[str]
 ) -> None:
     out = f"{task}-{stage}"
-    arguments = ["--task", task, "--stage", str(stage), "--steps", "3", "--eval-samples", "0"]
-    code, output = _train(work, out, *arguments)
-    assert code == 0
+    given = ["--task", task, "--stage", stage, "--steps", 3, "--eval-samples", 0, "--out", out]
+    output = train_well(work, *GIVEN, *given)
     line = next(line for line in output.splitlines() if line.startswith("trained: "))
     assert all(f"{part} " in line for part in trained)
     steps = _records(work, out)
@@ -206,23 +160,44 @@ def test_a_mixed_run_of_stage_3_trains_all_but_the_image_tokenizer(work: Path, m
     assert _changed_parts(work, "mixed", STEPS) == PARTS.keys() - {"vq"}
 
 
-def test_without_out_every_run_has_a_folder_of_its_own(work: Path, tmp_path: Path) -> None:
-    given = ["train", "--task", "text", "--model", str(work / "model"), "--shards", str(work / "shards")]
-    given += ["--steps", "1", "--eval-samples", "0", "--mode", "pynative"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        for _ in range(2):
-            assert CliRunner().invoke(main, given).exit_code == 0
-        refused = CliRunner().invoke(main, [*given, "--resume"])
-    runs = sorted(path.name for path in (tmp_path / "outputs").iterdir())
-    assert runs == ["text-001", "text-002"]
-    assert refused.exit_code == 2
-    assert "--resume needs --out, the folder of the run; the newest is" in refused.output
+def test_without_out_every_run_has_a_folder_of_its_own(work: Path) -> None:
+    given = [*TEXT, "--steps", 1, "--mode", "pynative"]
+    for _ in range(2):
+        train_well(work, *given)
+    assert sorted(path.name for path in (work / "outputs").iterdir()) == ["text-001", "text-002"]
+    assert "; the newest is outputs/text-002" in refused(work, *given, "--resume")
 
 
 def test_shards_that_are_not_there_are_one_line(work: Path) -> None:
-    code, output = _train(work, "none", "--shards", "shardz")
-    assert code == 2
+    output = refused(work, *GIVEN, "--shards", "shardz", "--out", "none")
     assert output.startswith("Error: shardz: no such folder")
-    assert output.count("\n") == 1
     assert not (work / "none").exists()
+
+
+WINDOW = 8
+"""How many of the last steps are looked at: each has every sample in it."""
+
+
+@pytest.mark.slow
+def test_eight_samples_a_task_are_learnt_by_heart(tmp_path: Path) -> None:
+    """The whole of it can learn: mixed, within a minute."""
+    make_model(tmp_path / "model")
+    make_trainable(tmp_path / "shards", {"vqa": 24, "text": 24, "t2i": 24}, 4)
+    options = {
+        "samples": "vqa=8,text=8,t2i=8",
+        "batch-size": 24,
+        "steps": 300,
+        "learning-rate": 5e-3,
+        "schedule": "cosine",
+        "null-prompt-prob": 0,  # a nulled prompt says nothing of what to draw
+        "eval-samples": 0,
+        "out": "run",
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    train_well(tmp_path, *GIVEN, *arguments)
+    records = _records(tmp_path, "run")
+    assert len(records) == 300
+    for task in ("vqa", "text", "t2i"):
+        losses = [record["loss_per_task"][task] for record in records]
+        assert losses[0] > 3, task
+        assert max(losses[-WINDOW:]) < 0.05, task

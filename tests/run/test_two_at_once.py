@@ -8,14 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from paths import ROOT
 from raw_data import run, run_well, write_pubmedqa
-from runs import finish, left_behind, make_work, start, steps_seen
+from runs import TEXT, finish, left_behind, refused, start, steps_seen, train_well
 
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock
-from trainer.cli import main
 
 HOLD = """
 import sys, time
@@ -119,43 +117,22 @@ def test_a_build_that_is_going_on_is_not_disturbed(raw: Path, sample_data: Path)
     assert (root / "shards" / "manifest.json").is_file()
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_work(tmp_path_factory.mktemp("work"))
-
-
-GIVEN = ("--task", "text", "--model", "model", "--shards", "shards", "--eval-samples", 0)
-
-
-def _train(work: Path, *arguments: object) -> tuple[int, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        result = CliRunner().invoke(main, ["train", *map(str, arguments)])
-    return result.exit_code, result.output
-
-
 def test_two_that_begin_one_new_run_do_not_share_it(work: Path) -> None:
     """The folder has no run yet, but one has just claimed it."""
     (work / "new").mkdir()
     with exclusive_lock(work / "new" / ".lock", "the first"):
-        code, output = _train(work, *GIVEN, "--out", "new", "--steps", 1)
-    assert code == 2
-    assert output.startswith("Error: --out new: another trainer is at work in this folder; wait for its end")
-    assert output.count("\n") == 1
+        assert "another trainer is at work" in refused(work, *TEXT, "--out", "new", "--steps", 1)
     assert list((work / "new").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_second_trainer_leaves_a_run_that_is_going_on_alone(work: Path) -> None:
-    given = [*GIVEN, "--steps", 40, "--save-every", 10]
-    code, _, err = finish(start(work, *given, "--out", "whole"))
-    assert code == 0, err
-    process = start(work, *given, "--out", "run")
+    given = [*TEXT, "--steps", 40, "--save-every", 10]
+    train_well(work, *given, "--out", "alone")
+    process = start(work, *given, "--out", "disturbed")
     next(steps_seen(process))
-    code, _, err = finish(start(work, "--out", "run", "--resume"))
-    assert (code, err.count("\n")) == (2, 1)
-    assert "another trainer is at work in this folder" in err
+    assert "another trainer is at work" in refused(work, "--out", "disturbed", "--resume")
     code, _, err = finish(process)
     assert code == 0, err
-    assert left_behind(work / "run", 40) == left_behind(work / "whole", 40)
-    assert not (work / "run" / ".lock").exists()
+    assert left_behind(work / "disturbed", 40) == left_behind(work / "alone", 40)
+    assert not (work / "disturbed" / ".lock").exists()

@@ -1,4 +1,4 @@
-"""`trainer train` in a process of its own, to be killed, and what a run leaves, to be compared."""
+"""`trainer train`, here or in a process that can be killed, and what a run leaves, to be compared."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner
 from paths import ROOT
 from trainer_shards import make_model, make_trainable
 
+from trainer.cli import main
+
 NUMBERS = {"kind", "step", "loss", "loss_per_task", "learning_rate", "grad_norm", "padding"}
-NUMBERS |= {"count", "kept", "field", "old", "new", "differences"}  # of notes
+NUMBERS |= {"count", "kept", "field", "old", "new"}  # of notes
 """What two runs with the same numbers have in common; the rest are times, memory and graphs."""
+
+TEXT = ("--task", "text", "--model", "model", "--shards", "shards", "--eval-samples", 0)
+"""The cheapest run on a folder of `make_work`: one task, no validation."""
 
 
 def make_work(folder: Path) -> Path:
@@ -25,8 +32,34 @@ def make_work(folder: Path) -> Path:
     return folder
 
 
+def train(work: Path, *arguments: object) -> tuple[int, str]:
+    """The command in this process, in the folder `work`: exit code and output."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        result = CliRunner().invoke(main, ["train", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def train_well(work: Path, *arguments: object) -> str:
+    """Its output; the command must succeed."""
+    code, output = train(work, *arguments)
+    assert code == 0, output
+    return output
+
+
+def refused(work: Path, *arguments: object) -> str:
+    """The one line with which the command ends, its exit code 2."""
+    code, output = train(work, *arguments)
+    assert code == 2, output
+    assert output.startswith("Error: ")
+    assert output.count("\n") == 1
+    return output
+
+
 def start(work: Path, *arguments: object) -> subprocess.Popen[str]:
-    """The command, begun; stdout and stderr are pipes."""
+    """The command in a process of its own; stdout and stderr are pipes."""
     command = [sys.executable, "-m", "trainer", "train", *map(str, arguments)]
     return subprocess.Popen(
         command,

@@ -29,9 +29,8 @@ STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 SHAPES = "shapes"
 """The fingerprint's field for the static shapes, which `fingerprint` cannot know."""
 
-_PLACES = ("shards", "out")
-_PACE = ("steps", "save_every", "keep", "log_every", "eval_every", "skip_nonfinite", "tensorboard")
-FREE_TO_CHANGE = frozenset((*_PLACES, *_PACE))
+FREE_TO_CHANGE = {"shards", "out", "steps", "save_every", "keep", "log_every", "eval_every"}
+FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard"}
 """Options that may differ when a run is resumed: they leave the numbers of a step as they were.
 
 Not mode and device, which round sums differently. Not eval_samples: the longest of them can enlarge the
@@ -123,16 +122,13 @@ def resumed_state(checkpoint: RunCheckpoint, now: Mapping[str, Any], accepted: C
 def save_checkpoint(
     out: Path,
     step: int,
-    save_model: Callable[[Path], None],
+    save_model: Callable[[Path], object],
     optimizer: Mapping[str, Tensor],
     state: RunState,
-    keep: int,
-    source: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`; returns its folder.
+    """Write the checkpoint of `step`; returns its folder.
 
-    save_model: writes the model folder's files into the folder it is given. source: the checkpoint that the
-    process resumed from; it stays, for what is never trained is copied from it at every save.
+    save_model: writes the model folder's files into the folder it is given.
     Raises UserError where the disk does not take it.
     """
     target = out / "checkpoints" / _name(step)
@@ -153,10 +149,18 @@ def save_checkpoint(
         whole = f"{earlier[0]} is whole, --resume it" if earlier else "there is no earlier one"
         cause = "the disk is full" if error.errno in FULL else "could not be written"
         raise UserError(f"{target}: {cause} ({error}); {whole}") from None
+    return target
+
+
+def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
+    """Remove all checkpoints but the newest `keep`.
+
+    source: the one that this process resumed from; it stays, for what is never trained is copied from it at
+    every save.
+    """
     for old in _folders(out)[keep:]:
         if old != source:
             shutil.rmtree(old)
-    return target
 
 
 def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> RunCheckpoint | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import TracebackType
 
 import click
 
@@ -50,9 +49,7 @@ class StopSignals:
         self._sigint.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._entered = False
         signal.set_wakeup_fd(self._old_wakeup)
         signal.signal(signal.SIGTERM, self._old_handler)

@@ -1,0 +1,137 @@
+"""Checkpoints are whole or passed over; of each step there is at most one, and the newest are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from janus.common.errors import UserError
+from trainer.config import resolve
+from trainer.run.checkpoint import RunState, fingerprint, newest_checkpoint, remove_old, save_checkpoint
+
+OPTIMIZER = {"m.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array([3], np.int32)}
+STATE = RunState(fingerprint(resolve({}), "s"))
+
+
+def _save(out: Path, step: int, keep: int = 3, source: Path | None = None) -> Path:
+    def save_model(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights %d" % step)
+
+    optimizer = {name: Tensor(array) for name, array in OPTIMIZER.items()}
+    saved = save_checkpoint(out, step, save_model, optimizer, STATE)
+    remove_old(out, keep, source)
+    return saved
+
+
+def _newest(out: Path) -> tuple[int | None, list[str]]:
+    warnings: list[str] = []
+    checkpoint = newest_checkpoint(out, warnings.append)
+    return (checkpoint.step if checkpoint else None), warnings
+
+
+def _names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    _save(tmp_path, 5)
+    checkpoint = newest_checkpoint(tmp_path, pytest.fail)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.state) == (5, STATE)
+    loaded = checkpoint.optimizer()
+    assert loaded.keys() == OPTIMIZER.keys()
+    for name, array in OPTIMIZER.items():
+        np.testing.assert_array_equal(loaded[name].asnumpy(), array)
+        assert loaded[name].asnumpy().dtype == array.dtype
+
+
+def test_the_newest_are_kept_and_numbers_are_not_sorted_as_text(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000, 1_000_001):
+        _save(tmp_path, step, keep=2)
+    assert _names(tmp_path) == ["step-1000000", "step-1000001"]
+    assert _newest(tmp_path) == (1_000_001, [])
+
+
+def test_the_checkpoint_that_a_process_resumed_from_stays_as_long_as_it_runs(tmp_path: Path) -> None:
+    """What is never trained is copied from it at every save."""
+    source = _save(tmp_path, 1)
+    for step in (2, 3, 4):
+        _save(tmp_path, step, keep=2, source=source)
+    assert [name[-1] for name in _names(tmp_path)] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("damage", ["edit", "truncate", "remove", "no state", "half a state"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, damage: str) -> None:
+    _save(tmp_path, 1)
+    folder = _save(tmp_path, 2)
+    weights, state = folder / "model.safetensors", folder / "state.json"
+    if damage == "edit":
+        weights.write_bytes(b"weightz 2")
+    elif damage == "truncate":
+        (folder / "optimizer.safetensors").write_bytes(b"")
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "no state":
+        state.unlink()
+    else:
+        state.write_text(state.read_text()[:40])
+    step, (warning,) = _newest(tmp_path)
+    assert step == 1
+    assert "step-000002" in warning
+    assert _names(tmp_path) == ["damaged-step-000002", "step-000001"]
+    assert _save(tmp_path, 2) == folder  # written anew
+    assert _newest(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize("edit", [{"step": 2}, {"skipped": [1]}, {"sha256": {}}, {"changes": [{"a": 1}]}])
+def test_an_edited_state_is_not_taken_for_what_was_written(tmp_path: Path, edit: dict) -> None:
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 3) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    step, (warning,) = _newest(tmp_path)
+    assert step == 1
+    assert "state.json" in warning
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(tmp_path: Path) -> None:
+    shutil.copytree(_save(tmp_path, 1), tmp_path / "checkpoints" / "step-000007")
+    assert _newest(tmp_path)[0] == 1
+
+
+def test_a_reader_moves_nothing(tmp_path: Path) -> None:
+    """`trainer eval`, beside a run that may be going on."""
+    _save(tmp_path, 1)
+    (_save(tmp_path, 2) / "model.safetensors").unlink()
+    warnings: list[str] = []
+    checkpoint = newest_checkpoint(tmp_path, warnings.append, set_aside=False)
+    assert checkpoint is not None
+    assert (checkpoint.step, len(warnings)) == (1, 1)
+    assert _names(tmp_path) == ["step-000001", "step-000002"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (_save(tmp_path, step) / "model.safetensors").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"step-000002.*step-000001"):
+            newest_checkpoint(tmp_path, pytest.fail)
+
+
+def test_a_save_that_dies_leaves_the_previous_one(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+
+    def no_more(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("no more")
+
+    with pytest.raises(UserError, match=r"step-000002: .*no more"):
+        save_checkpoint(tmp_path, 2, no_more, OPTIMIZER, RunState({}))
+    assert _names(tmp_path) == ["step-000001"]
+    assert _newest(tmp_path) == (1, [])
+    _save(tmp_path, 2)
+    assert _newest(tmp_path) == (2, [])

@@ -1,0 +1,247 @@
+"""A resumed run equals one that was not stopped; what would change its numbers is named, or accepted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import TEXT, make_work, records, refused, train_well
+from shard_factory import make_batch
+from trainer_shards import CODES, SIDE, TOKENS, trainable_row
+
+from janus.common.errors import UserError
+from janus.tokens import load_tokenizer
+from shards.manifest import TOKENIZER, load_manifest, write_manifest
+from shards.read import ShardSet
+from shards.write import write_shards
+from trainer.config import TrainConfig, resolve
+from trainer.report.log import RunLog
+from trainer.report.records import METRICS
+from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint, kept_shapes, resumed_state
+from trainer.stream.batch import ImageShape
+from trainer.stream.feed import Feed
+from trainer.stream.plan import PLAN_VERSION
+
+CONFIG = resolve({})
+PYNATIVE = (*TEXT, "--mode", "pynative")
+
+
+def _checkpoint(config: TrainConfig = CONFIG, step: int = 1, **more: Any) -> RunCheckpoint:
+    return RunCheckpoint(Path("run"), step, RunState({**fingerprint(config, "s"), **more}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 5}, "seed was 0, now 5"),
+        ({"mode": "pynative"}, "mode was graph, now pynative"),
+        ({"device": "Ascend"}, "device was auto, now Ascend"),
+        ({"batch_size": 20}, "batch_size was 10, now 20"),
+        ({"max_length": 64}, "max_length was 1024, now 64"),
+        ({"ratio": {"vqa": 1}}, r"ratio was \{'vqa': 5, 'text': 1, 't2i': 4\}, now \{'vqa': 1\}"),
+        ({"sources": ("a",)}, r"sources was \[\], now \['a'\]"),
+    ],
+)
+def test_each_field_that_would_change_the_numbers_is_named(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resumed_state(_checkpoint(), fingerprint(replace(CONFIG, **change), "s"), ())
+
+
+def test_what_leaves_the_numbers_alone_may_change() -> None:
+    free = replace(CONFIG, steps=7, out="x", shards="y", save_every=1, log_every=9, keep=1, skip_nonfinite=3)
+    assert resumed_state(_checkpoint(), fingerprint(free, "s"), ()) == _checkpoint().state
+
+
+def test_steps_may_grow_only_where_the_rate_does_not_depend_on_them() -> None:
+    cosine = replace(CONFIG, schedule="cosine")
+    with pytest.raises(UserError, match="steps was 100, now 200"):
+        resumed_state(_checkpoint(cosine), fingerprint(replace(cosine, steps=200), "s"), ())
+
+
+def test_a_run_of_an_older_plan_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _checkpoint()
+    monkeypatch.setattr("trainer.run.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
+    with pytest.raises(UserError, match=f"plan_version was {PLAN_VERSION}, now {PLAN_VERSION + 1}"):
+        resumed_state(checkpoint, fingerprint(CONFIG, "s"), ())
+
+
+def test_a_change_that_is_accepted_is_recorded_and_one_that_is_none_refused() -> None:
+    checkpoint, now = _checkpoint(step=4), fingerprint(replace(CONFIG, seed=5, batch_size=20), "t")
+    with pytest.raises(UserError, match="batch_size was 10, now 20; shards_sha256 was s, now t; resume"):
+        resumed_state(checkpoint, now, ("seed",))
+    state = resumed_state(checkpoint, now, ("seed", "batch_size", "shards_sha256"))
+    assert state.fingerprint == now
+    assert {"step": 4, "field": "seed", "old": 0, "new": 5} in state.changes
+    assert len(state.changes) == 3
+    with pytest.raises(UserError, match="--resume-with eps: "):
+        resumed_state(checkpoint, now, ("seed", "batch_size", "shards_sha256", "eps"))
+
+
+SMALL, LARGE = ({"text": {"rows": 2, "length": size}} for size in (48, 64))
+
+
+def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes() -> None:
+    checkpoint, now = _checkpoint(**{SHAPES: SMALL}), fingerprint(CONFIG, "s")
+    assert kept_shapes(checkpoint, now, ()) == SMALL
+    assert kept_shapes(checkpoint, now, (SHAPES,)) == SMALL
+    assert resumed_state(checkpoint, {**now, SHAPES: SMALL}, ()) == checkpoint.state
+    grown = {**now, SHAPES: LARGE}
+    with pytest.raises(UserError, match=r"shapes was .*48.*, now .*64"):
+        resumed_state(checkpoint, grown, ())
+    assert [change["field"] for change in resumed_state(checkpoint, grown, (SHAPES,)).changes] == [SHAPES]
+
+    other = fingerprint(replace(CONFIG, seed=1), "s")
+    assert kept_shapes(checkpoint, other, ("seed",)) == {}
+    state = resumed_state(checkpoint, {**other, SHAPES: LARGE}, ("seed",))
+    assert [change["field"] for change in state.changes] == ["seed", SHAPES]
+    with pytest.raises(UserError, match="seed was 0, now 1; resume"):
+        kept_shapes(checkpoint, other, (SHAPES,))
+
+
+def _feed(work: Path, steps: int, begun: dict | None = None) -> Feed:
+    special = load_tokenizer(work / "shards" / "tokenizer").special
+    config = resolve({"task": "text", "batch_size": 2, "eval_samples": 0, "steps": steps})
+    return Feed(ShardSet.open(work / "shards"), config, special, ImageShape(SIDE, TOKENS, CODES), begun)
+
+
+def _sizes(feed: Feed) -> dict:
+    return {task: shape.sizes for task, shape in feed.shapes.items()}
+
+
+def test_batches_keep_the_sizes_they_began_with_where_those_hold(work: Path) -> None:
+    one, two = _sizes(_feed(work, 1)), _sizes(_feed(work, 2))
+    assert one != two  # the second step has a longer sample
+    assert _sizes(_feed(work, 9, two)) == two
+    assert _sizes(_feed(work, 1, two)) == two  # fewer steps change nothing either
+    assert _sizes(_feed(work, 2, one)) == two  # and nothing is ever cut
+    pairs = zip(_feed(work, 1, two).step(1).batches, _feed(work, 2).step(1).batches, strict=True)
+    for (_, kept), (_, natural) in pairs:
+        assert [a.tolist() for a in kept.inputs] == [a.tolist() for a in natural.inputs]
+
+
+def _noted(work: Path, run: str) -> dict[str, Any]:
+    (noted,) = (record for record in records(work / run) if record["kind"] == "changed")
+    return noted
+
+
+def _changes(work: Path, run: str, step: int) -> list[str]:
+    state = json.loads((work / run / "checkpoints" / f"step-{step:06d}" / "state.json").read_text())
+    return [change["field"] for change in state["changes"]]
+
+
+def test_steps_that_need_larger_batches_are_refused_or_accepted_knowingly(work: Path) -> None:
+    given = [*PYNATIVE, "--batch-size", 2, "--steps", 1]
+    train_well(work, *given, "--out", "growing")
+    before = records(work / "growing")
+    resume = ["--out", "growing", "--resume"]
+    output = refused(work, *resume, "--steps", 3)
+    assert "shapes was {'text': {'rows': 2, 'length': 48, 'tokens': 96, 'states': 16}}, now {" in output
+    assert records(work / "growing") == before
+    train_well(work, *resume, "--steps", 3, "--resume-with", "shapes")
+    noted = _noted(work, "growing")
+    assert (noted["step"], noted["field"]) == (1, "shapes")
+    train_well(work, *resume, "--steps", 5)  # from here on the batches are large enough
+    assert _changes(work, "growing", 5) == ["shapes"]
+
+
+SHARD = "train/text-00000.arrow"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of its own, to be edited."""
+    return make_work(tmp_path)
+
+
+def _edit_shard(work: Path) -> str:
+    """Another word in a text: a file of the same size, readable as before."""
+    path = work / "shards" / SHARD
+    content = path.read_bytes()
+    prompt = trainable_row("text", "train", 2)["prompt"].encode()
+    assert content.count(prompt) == 1
+    path.write_bytes(content.replace(prompt, prompt.upper()))
+    return f"{SHARD}: row 2 (pubmedqa/train-2)"
+
+
+def _edit_manifest(work: Path) -> str:
+    path = work / "shards" / "manifest.json"
+    path.write_text(path.read_text().replace('"name": "test"', '"name": "tost"'))
+    return "manifest.json"
+
+
+def _edit_tokenizer(work: Path) -> str:
+    """Its ids decide what is padding and what a nulled prompt is."""
+    with (work / "shards" / TOKENIZER).open("a") as file:
+        file.write("\n")
+    return TOKENIZER
+
+
+def _replace_shard(work: Path) -> str:
+    """Another shard of the same format, whole in itself, with a row more."""
+    _write_shard(work / "other", [trainable_row("text", "train", key) for key in range(6)])
+    shutil.copyfile(work / "other" / SHARD, work / "shards" / SHARD)
+    return SHARD
+
+
+def _write_shard(folder: Path, rows: list[dict[str, Any]]) -> Any:
+    (folder / SHARD).unlink(missing_ok=True)
+    folder.mkdir(exist_ok=True)
+    (entry,) = write_shards([make_batch(rows)], folder, split="train", task="text", image_size=SIDE)
+    return entry
+
+
+def _rebuild(work: Path, change: dict[str, Any]) -> None:
+    """The shard built again, its first row changed, with a manifest that is true to it."""
+    folder = work / "shards"
+    rows = [trainable_row("text", "train", key) for key in range(5)]
+    entry = _write_shard(folder, [{**rows[0], **change}, *rows[1:]])
+    manifest = load_manifest(folder)
+    entries = tuple(entry if entry.path == old.path else old for old in manifest.shards)
+    write_manifest(folder, replace(manifest, shards=entries))
+
+
+@pytest.mark.parametrize("edit", [_edit_shard, _edit_manifest, _edit_tokenizer, _replace_shard])
+def test_edited_shards_are_named_and_refused_before_the_first_step(
+    own: Path, edit: Callable[[Path], str]
+) -> None:
+    named = edit(own)
+    assert named in refused(own, *PYNATIVE, "--steps", 2, "--out", "run")
+    assert not (own / "run").exists()
+
+
+def test_shards_built_again_while_a_run_is_stopped_are_another_runs(own: Path) -> None:
+    train_well(own, *PYNATIVE, "--steps", 2, "--out", "run")
+    _rebuild(own, {"prompt": "another"})
+    resume = ["--out", "run", "--resume", "--steps", 3]
+    assert "shards_sha256 was " in refused(own, *resume)
+    train_well(own, *resume, "--resume-with", "shards_sha256")
+    assert [record["step"] for record in records(own / "run") if record["kind"] == "step"] == [1, 2, 3]
+    noted = _noted(own, "run")
+    assert (noted["step"], noted["field"]) == (2, "shards_sha256")
+    assert _changes(own, "run", 3) == ["shards_sha256"]
+    config = (own / "run" / "config.yaml").read_text()
+    assert f"# from step 2 on: shards_sha256 was '{noted['old']}'" in config
+
+
+def test_a_row_without_supervised_tokens_is_an_error_before_the_first_step(own: Path) -> None:
+    """Whole by its hashes: the row itself is what cannot be learned from."""
+    _rebuild(own, {"supervised": []})
+    assert "pubmedqa/train-0" in refused(own, *PYNATIVE, "--steps", 2, "--out", "run")
+    assert not (own / "run").exists()
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
+    """And so is the start's own note; a run from the start keeps nothing."""
+    kept = [("validation", 0), ("step", 1), ("changed", 1), ("step", 2), ("skipped", 2)]
+    lines = [json.dumps({"kind": kind, "step": step}) for kind, step in (*kept, ("changed", 2), ("step", 3))]
+    (tmp_path / METRICS).write_text("\n".join(lines) + '\n{"kind": "st')
+    with RunLog(tmp_path, steps=9, start=2) as log:
+        assert [(record["kind"], record["step"]) for record in log.records] == kept
+    assert (tmp_path / METRICS).read_text().splitlines() == lines[: len(kept)]
+    with RunLog(tmp_path, steps=9, start=0) as log:
+        assert log.records == []
