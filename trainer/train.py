@@ -47,7 +47,7 @@ def train(
                 _train(run, log, stop, began)
         except OSError as error:
             cause = "the disk is full" if error.errno in FULL else "a file cannot be read or written"
-            raise UserError(f"{run.out}: {cause} ({error}); mend that, then --resume") from None
+            raise UserError(f"{run.out}: {cause} ({error}); fix that, then --resume") from None
     return run.out
 
 
@@ -56,13 +56,13 @@ def _train(run: Run, log: RunLog, stop: StopSignals, began: float) -> None:
     describe_data(run, log.say)
     log.changes(change for change in run.state.changes if change["step"] == run.steps_done)
     if run.steps_done >= run.config.steps:
-        log.say(f"nothing left to do: {run.steps_done} steps are done; give more --steps to go on")
+        log.say(f"nothing left to do: {run.steps_done} steps are done; raise --steps to train further")
         return
     training = _Training(run, log)
     stop.save_first()
     checkpoint = training.steps(stop)
     if stop.received:
-        log.say(f"stopped by {stop.received.name}, saved {checkpoint}: go on with --out {run.out} --resume")
+        log.say(f"stopped by {stop.received.name}, saved {checkpoint}: resume with --out {run.out} --resume")
     else:
         log.summary(checkpoint, training.record.step_seconds, time.perf_counter() - began)
         log.write_report()

@@ -120,7 +120,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -
     assert "resume: step 2 of resumed/checkpoints/step-000002" in output
     assert left_behind(work / "resumed", STEPS) == left_behind(work / "mixed", STEPS)
     output = train_well(work, "--out", "resumed", "--resume")
-    assert output.endswith("nothing left to do: 4 steps are done; give more --steps to go on\n")
+    assert "nothing left to do: 4 steps are done" in output.splitlines()[-1]
 
 
 def test_a_run_is_resumed_where_there_is_one_and_with_its_own_numbers(work: Path, mixed: str) -> None:
