@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+# A command's options know the tasks. They load no tokenizer for that, and no numpy: its threads would start
+# before a trainer has blocked Ctrl-C for them.
+if TYPE_CHECKING:
+    import numpy as np
 
-if TYPE_CHECKING:  # options of a command know the tasks, and load no tokenizer for them
     from janus.tokens import JanusTokenizer, SpecialTokens
 
 TASKS = ("text", "vqa", "t2i")
@@ -118,6 +120,8 @@ def encode_samples(
 
 
 def _assemble(segments: list[Segment], ids_of: dict[str, list[int]]) -> EncodedSample:
+    import numpy as np
+
     input_ids: list[int] = []
     spans: list[list[int]] = []
     for segment in segments:
@@ -148,6 +152,6 @@ def unconditional(input_ids: np.ndarray, special: SpecialTokens) -> np.ndarray:
     sampler uses is BOS, pads, begin_of_image, all attended to; one function makes it for both sides.
     """
     nulled = input_ids.copy()
-    begin_of_image = int(np.argmax(input_ids == special.begin_of_image))
+    begin_of_image = int((input_ids == special.begin_of_image).argmax())
     nulled[1:begin_of_image] = special.pad
     return nulled
