@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from janus.common.options import DEVICE, FOLDER, Group, add_options, option
-from pipelines.sources import load_recipe
+from pipelines.sources import load_sources
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -42,7 +42,7 @@ class BuildOptions:
     sources: tuple[str, ...] = option(
         (),
         "Use only this dataset; may be repeated.",
-        click.Choice([source.name for source in load_recipe()]),
+        click.Choice([source.name for source in load_sources()]),
         flag="--source",
         shown="all whose folders exist",
     )
@@ -111,7 +111,7 @@ def sample(data: Path, seed: int) -> None:
 @_stage("data", "sources")
 def download(data: Path, sources: tuple[str, ...]) -> None:
     """Fetch the real datasets from the hub at their pinned commits; resumable."""
-    from pipelines.download import download
+    from pipelines.sources import download
 
     download(data, sources)
 
@@ -162,6 +162,6 @@ def build(**options: Any) -> None:
 
 
 def _run(stages: list[str], options: dict[str, Any]) -> None:
-    from pipelines.build import run_stages
+    from pipelines.stage import run_stages
 
     run_stages(stages, options)

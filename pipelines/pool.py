@@ -1,7 +1,7 @@
 """Chunks over worker processes, results in the chunks' own order whatever the number of workers.
 
-Workers are started afresh (forkserver or spawn), never forked from a process that has threads. Even a single
-one is a process of its own: a row may kill the process that reads it, and must not take the build along.
+Workers start fresh (forkserver or spawn), never forked from a process that has threads. Even a single worker
+is a process of its own: a row may kill the process that reads it, and must not take the build with it.
 """
 
 from __future__ import annotations
@@ -14,41 +14,63 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 import click
+import pyarrow as pa
 
 from janus.common.errors import UserError
+from pipelines.tables import open_table, part_name, read_batch
 
-
-class Rows(Protocol):
-    """A frozen dataclass that says which rows to work on."""
-
-    @property
-    def skip(self) -> frozenset[int]:
-        """Rows that are not to be touched, but set aside as KILLS_WORKER."""
-
-    def names(self) -> list[str]:
-        """What each row is called."""
-
-
-Chunk = TypeVar("Chunk", bound=Rows)
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Chunks given out per worker before the first result is awaited; bounds memory."""
+"""Chunks submitted per worker before the first result is awaited; bounds memory."""
 
 KILLS_WORKER = "kills_worker"
-"""Reason of a row on which a worker process died, and again when it was tried alone."""
+"""Reason of a row on which a worker process died, and died again when it was the only one."""
+KILLED_TWICE = "a worker process died on it, twice"
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 _DEATHS = (BrokenProcessPool, MemoryError)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """One unit of work: a record batch of a table to read, and the file to write."""
+
+    table: Path
+    batch: int
+    out: Path
+    skip: frozenset[int] = frozenset()  # rows to set aside untouched, as KILLS_WORKER
+
+    def read(self) -> pa.RecordBatch:
+        """The batch, with the skipped rows."""
+        return read_batch(self.table, self.batch)
+
+    def names(self) -> list[str]:
+        """What an error calls each row. A picture goes by its sha256; `rejects.arrow` lists its rows."""
+        batch = self.read()
+        if "source_key" not in batch.schema.names:
+            return [f"picture {sha256}" for sha256 in batch["image_sha256"].to_pylist()]
+        keys = zip(batch["source"].to_pylist(), batch["source_key"].to_pylist(), strict=True)
+        return [f"row {source}/{key}" for source, key in keys]
+
+    def __str__(self) -> str:
+        return f"batch {self.batch} of {self.table}"
+
+
+def chunks_of(table: Path, folder: Path, name: str) -> list[Chunk]:
+    """A chunk for each record batch of a table, writing `<name>-<batch>.arrow` in `folder`."""
+    batches = range(open_table(table).num_record_batches)
+    return [Chunk(table, batch, folder / part_name(name, batch)) for batch in batches]
+
+
 def start_forkserver(modules: Sequence[str]) -> None:
-    """Let the process that workers are forked from import `modules` while this one does its own imports."""
+    """Let the process that workers fork from import `modules` while this one does its own imports."""
     if METHOD == "forkserver":
         from multiprocessing import forkserver
 
@@ -57,11 +79,11 @@ def start_forkserver(modules: Sequence[str]) -> None:
 
 
 def map_chunks(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int) -> Iterator[Result]:
-    """`work(chunk)` for every chunk, in order. work must be a module's function; chunks are pickled.
+    """`work(chunk)` for every chunk, in order. work is pickled: a module's function, or a partial of one.
 
-    If a worker dies (killed, crashed or out of memory), the chunks that were given out are done again one
-    at a time, and a row that kills alone as well is left out of its chunk. Raises UserError naming the chunk
-    if it kills without any of its rows doing so.
+    If a worker dies (killed, crashed or out of memory), the chunks in flight are done again one at a time,
+    and a row that kills on its own is skipped. Raises UserError naming the chunk if it kills although none of
+    its rows does.
     """
     left = deque(chunks)
     while left:
@@ -70,7 +92,7 @@ def map_chunks(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers
                 left.popleft()
                 yield result
         except _DEATHS:
-            # Which of them it was the pool does not say.
+            # The pool does not say which chunk it was.
             for _ in range(min(len(left), workers * AHEAD + 1)):
                 yield _rescued(work, left.popleft())
 
@@ -90,45 +112,38 @@ def _pooled(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: i
 
 
 def _rescued(work: Callable[[Chunk], Result], chunk: Chunk) -> Result:
-    """The chunk's result without the rows that kill, each found by halving and tried alone."""
-    if result := _alone(work, chunk):
-        return result[0]
+    """The chunk's result without the rows that kill, which are found by halving."""
+
+    def attempt(rows: Sequence[int]) -> tuple[Result] | None:
+        """The result for some of the rows from a process of its own; None if that dies."""
+        try:
+            with _executor(1) as pool:
+                skip = frozenset(range(len(names))) - frozenset(rows)
+                return (pool.submit(work, replace(chunk, skip=skip)).result(),)
+        except _DEATHS:
+            return None
+
+    def killers(rows: Sequence[int]) -> list[int]:
+        """The rows on which a process dies, once it has died on all of `rows`."""
+        if len(rows) == 1:
+            return list(rows)
+        halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        return [row for half in halves if not attempt(half) for row in killers(half)]
+
     names = chunk.names()
-    rows = frozenset(range(len(names)))
-
-    def survives(some: frozenset[int]) -> bool:
-        return bool(_alone(work, replace(chunk, skip=rows - some)))  # type: ignore[type-var]
-
-    killers = _killers(survives, sorted(rows))
-    for row in killers:
-        click.echo(
-            f"WARNING: {chunk}: a worker process died on {names[row]}, and again when it was tried alone; "
-            "it is set aside",
-            err=True,
-        )
-    if result := _alone(work, replace(chunk, skip=frozenset(killers))):  # type: ignore[type-var]
+    rows = range(len(names))
+    if result := attempt(rows):
+        return result[0]
+    found = [row for row in killers(rows) if not attempt([row])]
+    for row in found:
+        died = f"a worker process died on {names[row]}, and again on that row by itself; it is set aside"
+        click.echo(f"WARNING: {chunk}: {died}", err=True)
+    if result := attempt([row for row in rows if row not in found]):
         return result[0]
     raise UserError(
-        f"{chunk}: a worker process dies on it, but on none of its rows alone; out of memory? make room and "
-        "run again: finished stages are kept"
+        f"{chunk}: a worker process dies on it, but on none of its rows by itself; out of memory? make room "
+        "and run again: finished stages are kept"
     )
-
-
-def _killers(survives: Callable[[frozenset[int]], bool], rows: list[int]) -> list[int]:
-    """The rows on which a process dies, known to be among `rows` if it dies on one at all."""
-    if len(rows) == 1:
-        return [] if survives(frozenset(rows)) else rows
-    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    return [row for half in halves if not survives(frozenset(half)) for row in _killers(survives, half)]
-
-
-def _alone(work: Callable[[Chunk], Result], chunk: Chunk) -> tuple[Result] | None:
-    """The result out of a process of its own, None if that dies."""
-    try:
-        with _executor(1) as pool:
-            return (pool.submit(work, chunk).result(),)
-    except _DEATHS:
-        return None
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:
@@ -137,10 +152,10 @@ def _executor(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """One thread per process: the pool is the parallelism. Ctrl-C is the parent's business."""
+    """One thread per process: the pool is the parallelism. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Else a worker would outlive a parent that was killed, and write into what the next run is making.
+    # Otherwise a worker would outlive a killed parent, and write into what the next run is making.
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,7 @@
-"""`sources.yaml` as frozen dataclasses: which datasets a build reads."""
+"""The datasets a build reads, as `sources.yaml` lists them; which are in a data folder; their download.
+
+`<data>/revisions.json` says which commit of each was downloaded; from there it enters the manifest.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import click
 import yaml
 
 from janus.common.errors import UserError
 from janus.common.files import write_text
 
 REVISIONS = "revisions.json"
+TIMEOUT = 10.0
+"""Seconds after which the hub counts as unreachable."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of the recipe."""
+    """One dataset."""
 
-    name: str  # what the column `source` says
+    name: str  # as in the column `source`
     repo_id: str  # of the dataset on the hub
     revision: str | None  # commit hash; None: looked up at the first download and kept
     patterns: tuple[str, ...]  # files that are needed, relative to the folder
@@ -37,29 +42,22 @@ class Source:
         return len(self.upstream_splits) > 1
 
 
-def load_recipe() -> tuple[Source, ...]:
-    """The sources of sources.yaml, in its order."""
-    content = yaml.safe_load((Path(__file__).parent / "sources.yaml").read_text(encoding="utf-8"))
-    return tuple(_source(name, entry) for name, entry in content["sources"].items())
+def load_sources(names: Sequence[str] = ()) -> list[Source]:
+    """The named sources of sources.yaml, or all, in its order."""
+    content = yaml.safe_load((Path(__file__).parent / "sources.yaml").read_text(encoding="utf-8"))["sources"]
+    lists = {name: {k: tuple(v) for k, v in e.items() if isinstance(v, list)} for name, e in content.items()}
+    chosen = [name for name in content if not names or name in names]
+    return [Source(name=name, **{**content[name], **lists[name]}) for name in chosen]
 
 
-def _source(name: str, entry: dict[str, Any]) -> Source:
-    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-    return Source(name=name, **{**entry, **lists})
+def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
+    """The named sources (or all) whose folder is in `data`; the others are reported as skipped.
 
-
-def chosen_sources(names: Sequence[str]) -> tuple[Source, ...]:
-    """The named sources, or all if none is named."""
-    return tuple(source for source in load_recipe() if not names or source.name in names)
-
-
-def present_sources(data: Path, names: Sequence[str]) -> tuple[list[Source], list[Source]]:
-    """The chosen sources whose folder stands in `data`, and those whose does not.
-
-    Their `revision` is what lies there by `revisions.json`, None for files put there by hand.
+    Their `revision` is the one in `revisions.json`, None for files put there by hand. Raises UserError if
+    there is no such folder at all.
     """
     revisions = read_revisions(data)
-    chosen = [replace(source, revision=revisions.get(source.name)) for source in chosen_sources(names)]
+    chosen = [replace(source, revision=revisions.get(source.name)) for source in load_sources(names)]
     present = [source for source in chosen if (data / source.folder).is_dir()]
     if not present:
         folders = ", ".join(source.folder for source in chosen)
@@ -67,7 +65,10 @@ def present_sources(data: Path, names: Sequence[str]) -> tuple[list[Source], lis
             f"{data}: holds none of {folders}; `pipelines sample --data {data}` writes a synthetic "
             f"data set, `pipelines download --data {data}` fetches the real ones"
         )
-    return present, [source for source in chosen if source not in present]
+    for source in chosen:
+        if source not in present:
+            click.echo(f"ingest: {source.name} skipped, no folder {data / source.folder}")
+    return present
 
 
 def read_revisions(data: Path) -> dict[str, str]:
@@ -80,7 +81,47 @@ def read_revisions(data: Path) -> dict[str, str]:
         raise UserError(f"{data / REVISIONS}: not JSON ({error}); remove it and download again") from error
 
 
-def write_revision(data: Path, name: str, revision: str) -> None:
-    """Note what lies in `data` for a source."""
-    content = {**read_revisions(data), name: revision}
+def write_revisions(data: Path, revisions: dict[str, str]) -> None:
+    """Add to what `data` is known to hold."""
+    content = read_revisions(data) | revisions
     write_text(data / REVISIONS, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def download(data: Path, names: Sequence[str]) -> None:
+    """Fetch the needed files of every named source (or all) at its commit; resumes an interrupted download.
+
+    Raises UserError, within seconds, if the hub is unreachable or refuses.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    for source in load_sources(names):
+        kept = read_revisions(data).get(source.name)
+        if kept and kept.startswith("synthetic"):
+            raise UserError(f"{data}: holds the synthetic sample; give another --data to download into")
+        try:
+            _fetch(source, source.revision or kept, data)
+        except Exception as error:  # the hub's client lets through whatever its transport raises
+            # Only the type: messages may carry request headers.
+            raise UserError(
+                f"download: {source.repo_id} cannot be fetched ({type(error).__name__}); check the network "
+                f"and HF_TOKEN, or put {', '.join(source.patterns)} into {data / source.folder} by hand"
+            ) from None
+
+
+def _fetch(source: Source, revision: str | None, data: Path) -> None:
+    """Download one source. Its commit is noted first, so that a resumed download asks for the same."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    # Asked first: snapshot_download takes an existing folder for complete when the hub is unreachable.
+    commit = HfApi().dataset_info(source.repo_id, revision=revision, timeout=TIMEOUT).sha
+    if revision is None:
+        click.echo(f"download: {source.name}: no revision in sources.yaml, pinned to {commit}")
+    write_revisions(data, {source.name: str(commit)})
+    snapshot_download(
+        source.repo_id,
+        repo_type="dataset",
+        revision=commit,
+        allow_patterns=list(source.patterns),
+        local_dir=data / source.folder,
+        etag_timeout=TIMEOUT,
+    )
+    click.echo(f"download: {source.name} at {commit} in {data / source.folder}")

@@ -1,16 +1,16 @@
-"""The tables that stages hand on, and how they are read and written.
+"""The tables that stages pass on, and how they are read and written.
 
-`<work>/ingest/<source>.rows.arrow` holds rows without pictures, each picture stands once in
-`<work>/ingest/<kind>.images.arrow`. A row's *position* is its number over all row files, sources in
-recipe order; the tokenize stage keeps it, so rows and tokens need no join. Reading takes a batch at
-a time by its place in the file, so memory stays flat as files grow. Prepared pictures lie one to a
-batch in `<work>/images/<kind>-<part>.arrow`, with `<kind>.index.arrow` saying which lies where.
+`<work>/ingest/<source>.rows.arrow` holds rows without pictures; `<work>/ingest/<kind>.images.arrow` holds
+each picture once. A row's *position* is its number across all row files, sources in the order of
+`sources.yaml`; the tokenize stage keeps it, so rows and tokens need no join. Tables are read a batch at a
+time, so memory stays flat as files grow. Prepared pictures lie one to a batch in
+`<work>/images/<kind>-<part>.arrow`; `<kind>.index.arrow` says where each one is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -21,20 +21,6 @@ import pyarrow as pa
 from shards.similar import HASH_BYTES
 
 HISTORY = pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))
-
-RAW_SCHEMA = pa.schema(
-    [
-        ("source_key", pa.string()),
-        ("split", pa.string()),  # upstream's, null where there is none to keep
-        ("history", HISTORY),
-        ("prompt", pa.string()),
-        ("answer", pa.string()),
-        ("image", pa.large_binary()),  # the file as it is, encoded
-        ("reason", pa.string()),  # why the row is set aside; null: it is not
-        ("detail", pa.string()),
-    ]
-)
-"""What an adapter gives."""
 
 ROW_SCHEMA = pa.schema(
     [
@@ -63,6 +49,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """Where a prepared picture lies."""
+INDEX_ROWS = 16
+"""Pictures of a batch of the index, which is a chunk of stage vq: at most this many are lost by a kill."""
 
 TOKEN_SCHEMA = pa.schema(
     [
@@ -89,50 +77,46 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFi
         yield writer
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """A whole table as one file."""
+def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> None:
+    """A whole table as one file. batch_rows: the most in a record batch."""
     with table_writer(path, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, batch_rows)
 
 
 def read_table(path: Path) -> pa.Table:
-    """A whole small table."""
+    """A whole small table, in memory."""
     with pa.OSFile(str(path), "rb") as file:
         return pa.ipc.open_file(file).read_all()
 
 
-def num_batches(path: Path) -> int:
-    """Record batches of a file."""
-    with pa.OSFile(str(path), "rb") as file:
-        return pa.ipc.open_file(file).num_record_batches
-
-
 def read_batch(path: Path, index: int) -> pa.RecordBatch:
-    """One record batch of a file."""
+    """One record batch of a file, in memory."""
     with pa.OSFile(str(path), "rb") as file:
         return pa.ipc.open_file(file).get_batch(index)
 
 
-def read_columns(path: Path, columns: list[str]) -> pa.Table:
-    """Some columns of a file, mapped: read into memory, each would keep its batch's other columns there."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    schema = pa.schema([reader.schema.field(name) for name in columns])
-    batches = [reader.get_batch(i).select(columns) for i in range(reader.num_record_batches)]
-    return pa.Table.from_batches(batches, schema)
+def read_columns(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Some columns of all rows in files of one schema.
+
+    Mapped: in memory, each column would keep the other columns of its batch there.
+    """
+    batches = [batch.select(columns) for batch in _mapped_batches(files)]
+    return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in columns]))
+
+
+def row_files(work: Path, sources: Iterable[str]) -> list[Path]:
+    """Files of ROW_SCHEMA that ingest wrote; a row's position counts through all of them."""
+    return [work / "ingest" / f"{source}.rows.arrow" for source in sources]
 
 
 class RandomRows:
     """Rows of several files of one schema, by their position over all of them."""
 
     def __init__(self, files: list[Path], schema: pa.Schema) -> None:
-        """Map the files: pages are read when touched and given back under pressure."""
+        """Map the files: pages are read when touched, and dropped when memory runs short."""
         self._schema = schema
-        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in files]
-        self._batches = [r.get_batch(i) for r in readers for i in range(r.num_record_batches)]
+        self._batches = _mapped_batches(files)
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
 
     def take(self, positions: np.ndarray) -> pa.Table:
         """The rows at `positions` (int64), in that order."""
@@ -149,42 +133,40 @@ class RandomRows:
 
 
 class ImageRows:
-    """Prepared pictures by their position in the kind's index, in mapped files."""
+    """Prepared pictures by their position in the index of their kind, in mapped files."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        """Read the index. Files are mapped when a picture of them is asked for."""
+        """Read the index. A file is mapped when one of its pictures is first read."""
         self.index = read_table(folder / f"{kind}.index.arrow")
         self._part = self.index["part"].to_numpy()
         self._batch = self.index["batch"].to_numpy()
-        self._reader = lru_cache(maxsize=32)(lambda part: _open(folder / part_name(kind, part)))
+        self._reader = lru_cache(maxsize=32)(lambda part: open_table(folder / part_name(kind, part)))
 
     def __len__(self) -> int:
         return self.index.num_rows
 
-    def get(self, position: int) -> pa.Buffer:
-        """The raw pixels, uint8 height × width × 3."""
-        return self._picture(position)[0].as_buffer()
-
     def take(self, positions: Iterable[int]) -> pa.LargeBinaryArray:
-        """The raw pixels of at least one picture, in that order, gathered in one copy."""
-        return pa.concat_arrays([self._picture(position) for position in positions])
+        """Raw pixels of at least one picture, in that order, gathered in one copy."""
+        pictures = [self._reader(int(self._part[i])).get_batch(int(self._batch[i])) for i in positions]
+        return pa.concat_arrays([picture.column("image") for picture in pictures])
 
     def pixels(self, start: int, stop: int) -> np.ndarray:
-        """Pictures of consecutive positions, uint8 (stop - start, H, W, 3); each is a square."""
-        flat = np.stack([np.frombuffer(self.get(i), np.uint8) for i in range(start, stop)])
+        """Pictures at consecutive positions, uint8 (stop - start, H, W, 3); each is a square."""
+        flat = np.stack([np.frombuffer(i.as_buffer(), np.uint8) for i in self.take(range(start, stop))])
         side = math.isqrt(flat.shape[1] // 3)
         return flat.reshape(-1, side, side, 3)
 
-    def _picture(self, position: int) -> pa.LargeBinaryArray:
-        """The pixels as an array of one, where they lie in the file."""
-        reader = self._reader(int(self._part[position]))
-        return reader.get_batch(int(self._batch[position])).column("image")
+
+def part_name(name: str, number: int) -> str:
+    """File name of a part of a table: what a stage makes of one chunk."""
+    return f"{name}-{number:05d}.arrow"
 
 
-def part_name(kind: str, part: int) -> str:
-    """File name of a part of the images stage."""
-    return f"{kind}-{part:05d}.arrow"
-
-
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+def open_table(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """A file, mapped."""
     return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+def _mapped_batches(files: Iterable[Path]) -> list[pa.RecordBatch]:
+    readers = map(open_table, files)
+    return [reader.get_batch(i) for reader in readers for i in range(reader.num_record_batches)]

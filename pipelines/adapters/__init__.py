@@ -1,8 +1,7 @@
-"""One module per dataset: from its folder, in the hub's own layout, to batches of RAW_SCHEMA.
+"""One module per dataset: from its folder, in the hub's own layout, to `RawRow`s.
 
-Each has `files(folder)` (what the build depends on), `count_rows(folder)` and `read(folder)`. An
-adapter knows where fields lie and sets aside rows it cannot take apart; all that holds for every
-source (stripping, empty texts, hashes) is done once, by ingest.
+An adapter knows where fields lie, and sets aside rows it cannot take apart. What holds for every source
+(stripping, empty texts, hashes) is done once, by ingest.
 """
 
 from __future__ import annotations
@@ -12,22 +11,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
+from pipelines.adapters.common import RawRow
 
 
 class Adapter(Protocol):
-    """The functions of an adapter module."""
-
-    def files(self, folder: Path) -> list[Path]:
-        """Every file that is read, sorted."""
+    """The functions of an adapter module. Both raise UserError for a file of another layout."""
 
     def count_rows(self, folder: Path) -> int:
         """Rows that `read` will give."""
 
-    def read(self, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Batches of RAW_SCHEMA."""
+    def read(self, folder: Path) -> Iterator[RawRow]: ...
 
 
 def load_adapter(name: str) -> Adapter:
-    """The module of that name, as the recipe gives it."""
+    """The module that sources.yaml names."""
     return import_module(f"pipelines.adapters.{name}")  # type: ignore[return-value]

@@ -1,9 +1,10 @@
-"""What adapters share: finding files, opening parquet with its columns checked, picture files."""
+"""What adapters share: a row, finding files, reading parquet with its columns checked, picture files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from janus.common.errors import UserError
-from pipelines.tables import RAW_SCHEMA
 
 MAX_PICTURE = 1 << 29
 """Bytes of a picture: more than 89 million pixels of 16 bits need, and Pillow opens no more of them."""
 
-READ_ROWS = 512
-"""Rows of a batch that carries no pictures."""
+READ_ROWS = 64
+"""Rows of a parquet file that are in memory at a time, with their pictures."""
 
-IMAGE_READ_ROWS = 64
-"""Rows of a batch that carries pictures."""
+
+class RowError(ValueError):
+    """Why a row cannot be used: its args are the reason, one of few, and the detail."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason, detail)
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as an adapter reads it. Bytes in place of a string are not known to be UTF-8."""
+
+    source_key: str | bytes | None
+    prompt: str | bytes | None = None
+    answer: str | bytes | None = ""
+    history: list[dict[str, str]] = field(default_factory=list)  # of `user` and `assistant`
+    image: bytes | None = None  # the encoded file
+    split: str | None = None  # upstream's
+    error: RowError | None = None  # why the row is set aside
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The files that match, sorted. Raises UserError for none, and for a link out of the folder."""
+    """The files that match, sorted. Raises UserError if there are none, and for a link out of the folder."""
     found = sorted(folder.glob(pattern))
     if not found:
         raise UserError(f"{folder}: no file matches {pattern}; is this the data set's own layout?")
@@ -39,12 +56,6 @@ def stays_below(folder: Path, path: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def all_files(folder: Path) -> list[Path]:
-    """Every file below the folder, sorted; hidden ones, such as a download's own notes, aside."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-
-
 def open_parquet(path: Path, columns: Mapping[str, str]) -> pq.ParquetFile:
     """A parquet file whose columns have been checked.
 
@@ -55,13 +66,13 @@ def open_parquet(path: Path, columns: Mapping[str, str]) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
+    schema = file.schema_arrow.empty_table().flatten().schema  # fields of structs under dotted names
     for name, kind in columns.items():
-        found = _find_type(file.schema_arrow, name)
-        if found is None:
-            names = ", ".join(file.schema_arrow.names)
+        if name not in schema.names:
+            names = ", ".join(schema.names)
             raise UserError(f"{path}: column {name} is missing, expected {kind}; columns here: {names}")
-        if not _KINDS[kind](found):
-            raise UserError(f"{path}: column {name} is {found}, expected {kind}")
+        if not _KINDS[kind](schema.field(name).type):
+            raise UserError(f"{path}: column {name} is {schema.field(name).type}, expected {kind}")
     return file
 
 
@@ -72,62 +83,39 @@ _KINDS = {
 }
 
 
-def _find_type(schema: pa.Schema, dotted: str) -> pa.DataType | None:
-    """The type at a dotted name, None if it is not there."""
-    fields: Any = schema
-    for name in dotted.split("."):
-        index = fields.get_field_index(name) if hasattr(fields, "get_field_index") else -1
-        if index < 0:
-            return None
-        found = fields.field(index).type
-        fields = found
-    return found
-
-
-def parquet_batches(path: Path, columns: Mapping[str, str], rows: int) -> Any:
-    """Batches of the checked columns. Raises UserError if the file breaks off in the middle."""
+def parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[Any, ...]]:
+    """The checked columns of each row, strings as bytes. Raises UserError if the file is damaged."""
     file = open_parquet(path, columns)
     try:
-        yield from file.iter_batches(rows, columns=[name.split(".")[0] for name in columns])
+        for batch in file.iter_batches(READ_ROWS, columns=[name.split(".")[0] for name in columns]):
+            table = pa.Table.from_batches([batch]).flatten()
+            values = [
+                (table[name] if kind == "integer" else table[name].cast(pa.large_binary())).to_pylist()
+                for name, kind in columns.items()
+            ]
+            yield from zip(*values, strict=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged parquet file ({_first_line(error)}); fetch it again") from error
 
 
-def raw_batch(rows: int, **columns: Any) -> pa.RecordBatch:
-    """A batch of RAW_SCHEMA; absent columns are null, an absent history is empty."""
-    if "history" not in columns:
-        columns["history"] = pa.ListArray.from_arrays(
-            pa.array([0] * (rows + 1), pa.int32()), pa.array([], RAW_SCHEMA.field("history").type.value_type)
-        )
-    arrays = []
-    for field in RAW_SCHEMA:
-        values = columns.get(field.name)
-        if values is None:
-            values = pa.nulls(rows, field.type)
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
-    return pa.RecordBatch.from_arrays(
-        [array.cast(field.type) for array, field in zip(arrays, RAW_SCHEMA, strict=True)], schema=RAW_SCHEMA
-    )
+def read_image(root: Path, name: str) -> bytes:
+    """The picture that a row names, `name` relative to `root`. Raises RowError if there is none to use.
 
-
-def read_image(root: Path, name: str) -> tuple[bytes | None, str | None, str | None]:
-    """(bytes, reason, detail) of a picture that a row names, `name` relative to `root`.
-
-    A path from the data is not to be trusted: it must not be absolute, climb, or leave `root` by a link.
+    A path in the data is not trusted: it must not be absolute, climb, or leave `root` by a link.
     """
-    if "\0" in name or "\\" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        return None, "image_path_refused", name
     path = root / name
+    if "\0" in name or "\\" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise RowError("image_path_refused", name)
     try:
         if not stays_below(root, path):
-            return None, "image_path_refused", name
+            raise RowError("image_path_refused", name)
         if not path.is_file():
-            return None, "image_missing", name
-        if (size := path.stat().st_size) > MAX_PICTURE:  # before it is read: it may be larger than memory
-            return None, "image_unreadable", f"{name}: {size} bytes, more than {MAX_PICTURE}"
-        return path.read_bytes(), None, None
+            raise RowError("image_missing", name)
+        if (size := path.stat().st_size) > MAX_PICTURE:  # before it is read: it may not fit into memory
+            raise RowError("image_unreadable", f"{name}: {size} bytes, more than {MAX_PICTURE}")
+        return path.read_bytes()
     except OSError as error:
-        return None, "image_unreadable", f"{name}: {error.strerror}"
+        raise RowError("image_unreadable", f"{name}: {error.strerror}") from None
 
 
 def storable(text: str) -> bool:
@@ -145,4 +133,4 @@ def printable(text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

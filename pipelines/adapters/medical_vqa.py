@@ -1,4 +1,4 @@
-"""medical-vqa: conversations about a picture, one or several turns; the picture stands in the first.
+"""medical-vqa: conversations about a picture, in one or several turns; the picture belongs to the first.
 
 The JSON mixes types and nests, so rows are walked in Python; upstream has some 14,000.
 """
@@ -8,54 +8,29 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from janus.common.errors import UserError
-from pipelines.adapters.common import (
-    IMAGE_READ_ROWS,
-    all_files,
-    find_files,
-    printable,
-    raw_batch,
-    read_image,
-    storable,
-)
+from pipelines.adapters.common import RawRow, RowError, find_files, printable, read_image, storable
 
 MARKER = "<image>"
 FIELDS = ("id", "image", "conversations")
 
 
-class RowError(ValueError):
-    """(reason, detail) of a row that cannot be taken apart."""
-
-
-def files(folder: Path) -> list[Path]:
-    """The JSON files and all pictures. Raises UserError if there is no JSON."""
-    _tables(folder)
-    return all_files(folder)
-
-
 def count_rows(folder: Path) -> int:
-    """Rows of all sets."""
     return sum(len(_load(path)) for path in _tables(folder))
 
 
-def read(folder: Path) -> Iterator[pa.RecordBatch]:
+def read(folder: Path) -> Iterator[RawRow]:
     """The source's key is `id`; picture names are relative to the set's `images` folder.
 
     Upstream gives one id to several wordings of a question: the second becomes `id#2`, and so on.
     """
     seen: Counter[str] = Counter()
     for path in _tables(folder):
-        rows = enumerate(_load(path))
-        while block := list(islice(rows, IMAGE_READ_ROWS)):
-            raw = [_row(path.parents[1] / "images", number, row, seen) for number, row in block]
-            names = ("source_key", "history", "prompt", "answer", "image", "reason", "detail")
-            yield raw_batch(len(raw), **dict(zip(names, zip(*raw, strict=True), strict=True)))
+        for number, row in enumerate(_load(path)):
+            yield _row(path.parents[1] / "images", number, row, seen)
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -79,8 +54,8 @@ def _load(path: Path) -> list[Any]:
     return rows
 
 
-def _row(images: Path, number: int, row: Any, seen: Counter[str]) -> tuple[object, ...]:
-    """(source_key, history, prompt, answer, image, reason, detail). seen: ids so far, added to."""
+def _row(images: Path, number: int, row: Any, seen: Counter[str]) -> RawRow:
+    """seen: ids so far, added to."""
     key = f"row {number}"
     try:
         if not isinstance(row, dict):
@@ -90,10 +65,10 @@ def _row(images: Path, number: int, row: Any, seen: Counter[str]) -> tuple[objec
         key = key if seen[key] == 1 else f"{key}#{seen[key]}"
         name = _text(row.get("image"), "image")
         turns = _turns(row.get("conversations"))
+        history = [{"user": user, "assistant": assistant} for user, assistant in turns[:-1]]
+        return RawRow(key, *turns[-1], history, read_image(images, name))
     except RowError as error:
-        return key, [], None, None, None, *error.args
-    history = [{"user": user, "assistant": assistant} for user, assistant in turns[:-1]]
-    return key, history, *turns[-1], *read_image(images, name)
+        return RawRow(key, error=error)
 
 
 def _turns(conversation: Any) -> list[tuple[str, str]]:

@@ -7,20 +7,28 @@ it comes a small tokenizer that has Janus-Pro's special tokens.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
 from janus.common.errors import UserError
+from janus.common.files import write_folder
 from pipelines.sample.captions import write_artwork, write_roco
 from pipelines.sample.facts import write_pubmedqa
 from pipelines.sample.questions import write_medical_vqa
 from pipelines.sample.tokenizer import write_tokenizer
-from pipelines.sources import load_recipe, read_revisions, write_revision
+from pipelines.sources import load_sources, read_revisions, write_revisions
 
 VERSION = 3
 """Raised whenever the same seed comes to give other data."""
+
+WRITERS = {
+    "pubmedqa": write_pubmedqa,
+    "artwork": write_artwork,
+    "medical_vqa": write_medical_vqa,
+    "roco": write_roco,
+}
+"""Adapter → what writes a dataset for it and gives its texts."""
 
 
 def write_sample(data: Path, seed: int) -> None:
@@ -29,24 +37,19 @@ def write_sample(data: Path, seed: int) -> None:
     Raises UserError if `data` holds anything but an earlier sample.
     """
     mark = f"synthetic {VERSION}, seed {seed}"
-    there = set(read_revisions(data).values())
-    if there == {mark}:
+    found = set(read_revisions(data).values())
+    if found == {mark}:
         click.echo(f"sample: {data} unchanged, skipped")
         return
-    if data.exists() and any(data.iterdir()) and not all(m.startswith("synthetic") for m in there or {""}):
+    if data.exists() and any(data.iterdir()) and not all(m.startswith("synthetic") for m in found or {""}):
         raise UserError(f"{data}: holds other files; give --data a new folder for the sample")
-    beside = data.with_name(f".tmp-{data.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    folders = {source.adapter: beside / source.folder for source in load_recipe()}
-    texts = [
-        *write_pubmedqa(folders["pubmedqa"], seed),
-        *write_artwork(folders["artwork"], seed),
-        *write_medical_vqa(folders["medical_vqa"], seed),
-        *write_roco(folders["roco"], seed),
-    ]
-    write_tokenizer(beside / "tokenizer", texts)
-    for source in load_recipe():
-        write_revision(beside, source.name, mark)
-    shutil.rmtree(data, ignore_errors=True)
-    beside.rename(data)
+
+    def fill(folder: Path) -> None:
+        sources = load_sources()
+        folders = {source.adapter: folder / source.folder for source in sources}
+        texts = [text for adapter, write in WRITERS.items() for text in write(folders[adapter], seed)]
+        write_tokenizer(folder / "tokenizer", texts)
+        write_revisions(folder, dict.fromkeys((source.name for source in sources), mark))
+
+    write_folder(data, fill)
     click.echo(f"sample: written to {data}, tokenizer in {data / 'tokenizer'}")

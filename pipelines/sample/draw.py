@@ -27,15 +27,14 @@ class Disc:
     tone: int  # grey value
 
 
+Pair = tuple[float, float]
+"""Along width and height."""
+
+
 def draw_shape(
-    shape: str,
-    colour: str,
-    background: str,
-    size: tuple[int, int],
-    centre: tuple[float, float],
-    radius: float,
+    shape: str, colour: str, background: str, size: tuple[int, int], centre: Pair, radius: float
 ) -> Image.Image:
-    """One filled figure; centre as shares of `size` (width, height), radius as one of its shorter side."""
+    """One filled figure; centre as shares of `size` (width, height), radius as one of the shorter side."""
     image = Image.new("RGB", size, BACKGROUNDS[background])
     draw = ImageDraw.Draw(image)
     x, y, r = centre[0] * size[0], centre[1] * size[1], radius * min(size)

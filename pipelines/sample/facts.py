@@ -27,26 +27,15 @@ CLASSES = {
 }
 SYLLABLES = ("ba", "do", "fe", "gi", "ka", "lu", "mo", "ne", "pi", "ra", "so", "tu", "ve", "zi")
 
-LIST = pa.list_(pa.string())
+CONTEXT = ("contexts", "labels", "meshes", "reasoning_required_pred", "reasoning_free_pred")
 SCHEMA = pa.schema(
-    [
-        ("pubid", pa.int32()),
-        ("question", pa.string()),
-        (
-            "context",
-            pa.struct(
-                [
-                    ("contexts", LIST),
-                    ("labels", LIST),
-                    ("meshes", LIST),
-                    ("reasoning_required_pred", LIST),
-                    ("reasoning_free_pred", LIST),
-                ]
-            ),
-        ),
-        ("long_answer", pa.string()),
-        ("final_decision", pa.string()),
-    ]
+    {
+        "pubid": pa.int32(),
+        "question": pa.string(),
+        "context": pa.struct(dict.fromkeys(CONTEXT, pa.list_(pa.string()))),
+        "long_answer": pa.string(),
+        "final_decision": pa.string(),
+    }
 )
 
 
@@ -65,33 +54,32 @@ def write_pubmedqa(folder: Path, seed: int) -> list[str]:
 def _row(pubid: int, stem: str, ending: str, random: Random) -> dict:
     drug = (stem + ending).capitalize()
     kind, condition = CLASSES[ending]
-    question, answer, decision = random.choice((_relief, _time))(drug, kind, condition, random)
-    context = {
-        "contexts": [f"{drug} is {kind}.", f"Patients with {condition} were given {drug}."],
-        "labels": ["BACKGROUND", "RESULTS"],
-        "meshes": [condition.capitalize(), "Humans"],
-        "reasoning_required_pred": list(decision),
-        "reasoning_free_pred": list(decision),
-    }
+    question, answer, decision = random.choice((_relief, _time))(drug, condition, random)
+    context = (
+        [f"{drug} is {kind}.", f"Patients with {condition} were given {drug}."],
+        ["BACKGROUND", "RESULTS"],
+        [condition.capitalize(), "Humans"],
+        list(decision),
+        list(decision),
+    )
     return {
         "pubid": pubid,
         "question": question,
-        "context": context,
-        "long_answer": answer,
+        "context": dict(zip(CONTEXT, context, strict=True)),
+        "long_answer": f"{drug} is {kind}. {answer}",
         "final_decision": decision,
     }
 
 
-def _relief(drug: str, kind: str, condition: str, random: Random) -> tuple[str, str, str]:
-    asked = condition if random.random() < 0.5 else random.choice([c for _, c in CLASSES.values()])
-    if asked == condition:
-        return f"Does {drug} relieve {asked}?", f"{drug} is {kind}. It relieves {condition}.", "yes"
-    answer = f"{drug} is {kind}. It relieves {condition}, not {asked}."
-    return f"Does {drug} relieve {asked}?", answer, "no"
+def _relief(drug: str, condition: str, random: Random) -> tuple[str, str, str]:
+    named = condition if random.random() < 0.5 else random.choice([c for _, c in CLASSES.values()])
+    question = f"Does {drug} relieve {named}?"
+    if named == condition:
+        return question, f"It relieves {condition}.", "yes"
+    return question, f"It relieves {condition}, not {named}.", "no"
 
 
-def _time(drug: str, kind: str, condition: str, random: Random) -> tuple[str, str, str]:
-    morning = drug[0] < "M"
-    when = "in the morning" if morning else "in the evening"
-    answer = f"{drug} is {kind}. Patients with {condition} take it {when}."
-    return f"Is {drug} taken in the morning?", answer, "yes" if morning else "no"
+def _time(drug: str, condition: str, random: Random) -> tuple[str, str, str]:
+    when, decision = ("morning", "yes") if drug[0] < "M" else ("evening", "no")
+    question = f"Is {drug} taken in the morning?"
+    return question, f"Patients with {condition} take it in the {when}.", decision

@@ -1,7 +1,7 @@
-"""The captioned shapes: what there is to draw, its words, and the same told from a picture's pixels alone.
+"""The captioned shapes: what can be drawn, its caption, and its recognition from a picture's pixels.
 
-`look` judges pictures that were generated from such captions: nearest colours, and where in its bounding box
-a figure lies (a triangle mostly in the lower half; a square fills all of it, a circle π/4).
+`look` judges pictures generated from such captions: by nearest colours, and by where in its bounding box a
+figure lies (a triangle mostly in the lower half; a square fills the box, a circle π/4 of it).
 """
 
 # Shapes: H W pixels, C channels, K colours.
@@ -20,7 +20,7 @@ from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES, draw_sh
 TILES, TILE = 24, 16
 """Tiles along a side of the mosaic, and pixels along a side of a tile."""
 RADIUS = 0.18
-"""Of the figure, as a share of the mosaic's side."""
+"""The figure's radius, as a share of the mosaic's side."""
 
 HIGH_OF_TRIANGLE = 0.38
 """Above this share of itself in the upper half of its box a figure is no triangle (0.25 against 0.5)."""
@@ -39,15 +39,14 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The words of it."""
         return f"a {self.colour} {self.shape} on a {self.background} background, at the {self.column}"
 
     def draw(self) -> Image.Image:
-        """The picture of it: a mosaic, framed in the figure's colour, a grey scale at its left edge.
+        """A mosaic, framed in the figure's colour, with a grey scale at its left edge.
 
-        A tile is what one image token shows, so that few codes say all of it. What a small network finds hard
-        to learn stands nearby: its row in the scale, a tone for each, and the caption's colour in the frame,
-        whose first tiles come when there is little else to attend to than the caption.
+        A tile is what one image token shows, so few codes describe the picture. What a small network finds
+        hard to learn is close by: the row in the scale, one tone per row, and the caption's colour in the
+        frame, whose first tiles come when there is little but the caption to attend to.
         """
         centre = COLUMNS[self.column], 0.5
         mosaic = draw_shape(self.shape, self.colour, self.background, (TILES, TILES), centre, RADIUS)
@@ -59,15 +58,15 @@ class Scene:
 
 
 def shuffled_scenes(seed: int) -> list[Scene]:
-    """Every scene there is, in the seed's order: the sample draws the first ones, the rest it leaves out."""
+    """All scenes in the seed's order: the sample draws the first ones and leaves out the rest."""
     scenes = [Scene(*parts) for parts in product(SHAPES, COLOURS, BACKGROUNDS, COLUMNS)]
     return Random(f"artwork:{seed}").sample(scenes, len(scenes))
 
 
 def look(pixels_HWC: np.ndarray) -> Scene | None:
-    """The figure a picture (uint8) shows; None where nothing in it has a figure's colour.
+    """The scene that a picture (uint8) shows, None if nothing in it has a figure's colour.
 
-    Its outermost tiles, frame and scale, are not looked at.
+    The outermost tiles, frame and scale, are ignored.
     """
     width = pixels_HWC.shape[1]
     edge = width // TILES
@@ -91,7 +90,7 @@ def look(pixels_HWC: np.ndarray) -> Scene | None:
 
 
 def _shape(x: np.ndarray, y: np.ndarray) -> str:
-    """The figure that has pixels at these places."""
+    """The figure with pixels at these places."""
     if (y < (y.min() + y.max() + 1) / 2).mean() < HIGH_OF_TRIANGLE:
         return "triangle"
     filled = len(x) / (np.ptp(x) + 1) / (np.ptp(y) + 1)

@@ -1,17 +1,17 @@
-"""Train, validation and test: which rows stand where, and which are set aside for it. Pure functions.
+"""Train, validation and test: which row goes to which side, and which are set aside. Pure functions.
 
-1. Of rows that say the same (task, picture, texts) the first by source and key stays: `duplicate`.
-   Two rows of one id: likewise, `duplicate_id`.
-2. A source that has several splits upstream keeps them. Where no row of it is train, as in a part of a
-   download, nothing could be trained on: then its validation rows are divided as in 3, one at
-   least staying validation; test stays test.
-3. All other rows are joined into components by shared picture, near-duplicate picture and shared
-   question. In the order of a hash of (seed, its smallest sample id) components become validation until
-   their source has its fraction there; the rest is train. One that holds more than that fraction of a
-   source's rows is always train, or a giant one could become the whole validation set; so a source has a
-   validation split from 1 / fraction rows on, if they hang together loosely enough.
-4. Then a picture (nearly the same, too) or question that stands on two sides, as upstream's splits have
-   it, leaves only the rows of the highest side (train < validation < test): the others are a `leak`.
+1. Of rows that say the same (task, picture, texts) the first by source and key is kept; the others are a
+   `duplicate`. Likewise for rows of one id: `duplicate_id`.
+2. A source that has several splits upstream keeps them. If none of its rows here is train, as in a part of a
+   download, nothing could be trained on: its validation rows are then divided as in 3, at least one staying
+   validation; test stays test.
+3. All other rows are joined into components by shared picture, near-duplicate picture and shared question. In
+   the order of a hash of (seed, its smallest sample id), components become validation until their source has
+   its fraction there; the rest is train. A component with more than that fraction of a source's rows is
+   always train, or a giant one could become the whole validation set. So a source has validation rows from
+   1 / fraction rows on, if it has components small enough.
+4. If upstream's splits put a picture (or a near-duplicate) or a question on two sides, only the rows of the
+   highest side are kept (train < validation < test): the others are a `leak`.
 
 A question is a user turn, lower-cased, with white space collapsed; for text-to-image it is the caption.
 Near-duplicates are pictures whose perceptual hashes differ in at most `shards.similar.NEAR` of their bits.
@@ -35,8 +35,7 @@ def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFram
     """The rows with two more columns: `side` (null: set aside) and `reason` (null: kept).
 
     rows: sample_id, source, source_key, task, sha256, image_sha256, picture_hash, split (upstream's, or null)
-    and questions (list of the user turns); in any order, which is kept. fraction: of the rows that go to
-    validation.
+    and questions (list of the user turns); any order, which is kept. fraction: share of rows for validation.
     """
     rows = rows.with_row_index("row")
     reasons = _duplicates(rows)
@@ -72,24 +71,20 @@ def stable_hash(seed: int, names: Sequence[str]) -> np.ndarray:
 def _duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     """(row, reason) of every row that repeats another."""
     ordered = rows.sort("source", "source_key", "row")
-    by_content = ordered.filter(~pl.col("sha256").is_first_distinct()).select(
-        "row", reason=pl.lit("duplicate")
-    )
-    rest = ordered.join(by_content, on="row", how="anti", maintain_order="left")
-    by_id = rest.filter(~pl.col("sample_id").is_first_distinct()).select("row", reason=pl.lit("duplicate_id"))
+    repeats = ~pl.col("sha256").is_first_distinct()
+    by_content = ordered.filter(repeats).select("row", reason=pl.lit("duplicate"))
+    repeats_id = ~pl.col("sample_id").is_first_distinct()
+    by_id = ordered.filter(~repeats).filter(repeats_id).select("row", reason=pl.lit("duplicate_id"))
     return pl.concat([by_content, by_id])
 
 
 def _keys(kept: pl.DataFrame) -> np.ndarray:
     """(links, 2): row number and the number of a picture, pair of near-duplicates or question it holds."""
     rows = kept.select("image_sha256", "picture_hash", "questions").with_row_index("at")
-    pictures = rows.filter(pl.col("image_sha256").is_not_null()).select(
-        "at", key="p" + pl.col("image_sha256")
-    )
+    pictures = rows.select("at", key="p" + pl.col("image_sha256")).drop_nulls()
     hashed = rows.select("at", "picture_hash").drop_nulls()
-    alike = hashed.join(hash_keys(hashed["picture_hash"]), on="picture_hash").select(
-        "at", key="n" + pl.col("key")
-    )
+    alike = hashed.join(hash_keys(hashed["picture_hash"]), on="picture_hash")
+    alike = alike.select("at", key="n" + pl.col("key"))
     questions = rows.select("at", key="questions").explode("key").drop_nulls()
     questions = questions.select("at", key="q" + normalised(pl.col("key")))
     links = pl.concat([pictures, alike, questions])
@@ -121,14 +116,13 @@ def _components(rows: int, keys: np.ndarray) -> np.ndarray:
 
 def _validation_components(rows: pl.DataFrame, lacking: list[str], seed: int, fraction: float) -> np.ndarray:
     """The components that become validation. rows: with their `component`."""
-    held = rows.with_columns(of_source=pl.len().over("source"))
-    held = held.group_by("component", "source").agg(
-        rows=pl.len(), wanted=fraction * pl.col("of_source").first(), smallest=pl.col("sample_id").min()
-    )
     at_least = pl.when(pl.col("source").is_in(lacking)).then(1.0).otherwise(0.0)
-    held = held.with_columns(wanted=pl.max_horizontal("wanted", at_least))
-    held = held.with_columns(pl.col("smallest").min().over("component"))
-    small = held.filter((pl.col("rows") <= pl.col("wanted")).all().over("component"))
+    counts = rows.with_columns(wanted=pl.max_horizontal(fraction * pl.len().over("source"), at_least))
+    counts = counts.group_by("component", "source").agg(
+        rows=pl.len(), wanted=pl.col("wanted").first(), smallest=pl.col("sample_id").min()
+    )
+    counts = counts.with_columns(pl.col("smallest").min().over("component"))
+    small = counts.filter((pl.col("rows") <= pl.col("wanted")).all().over("component"))
     ranks = pl.Series(stable_hash(seed, small["smallest"].to_list()), dtype=pl.UInt64)
     before = (pl.col("rows").cum_sum() - pl.col("rows")).over("source")
     ranked = small.with_columns(rank=ranks).sort("rank", "smallest")
@@ -136,7 +130,7 @@ def _validation_components(rows: pl.DataFrame, lacking: list[str], seed: int, fr
 
 
 def _leaks(sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """bool (rows,): the row holds a picture or question that stands on a higher side."""
+    """bool (rows,): the row has a picture or question that a higher side has too."""
     highest = np.zeros(keys[:, 1].max(initial=-1) + 1, sides.dtype)
     np.maximum.at(highest, keys[:, 1], sides[keys[:, 0]])
     leaks = np.zeros(len(sides), bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipelines.cli import main
+
+
+def build_command(data: Path, root: Path, tokenizer: Path, *more: object) -> list[object]:
+    """`pipelines build` from `data` into work/ and shards/ of `root`."""
+    folders = ["--data", data, "--work", root / "work", "--out", root / "shards", "--tokenizer", tokenizer]
+    return ["build", *folders, *more]
 
 
 def run(*args: object) -> Result:
@@ -25,6 +32,21 @@ def run_well(*args: object) -> str:
     result = run(*args)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file below the folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stages_of(work: Path) -> dict[str, dict[str, Any]]:
+    """stage.json of each finished stage."""
+    return {path.parent.name: json.loads(path.read_text()) for path in work.glob("*/stage.json")}
+
+
+def skipped(log: str) -> list[str]:
+    """The stages that a command found unchanged."""
+    return re.findall(r"^(\w+): unchanged, skipped$", log, re.M)
 
 
 def picture(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (40, 30)) -> bytes:

@@ -59,11 +59,10 @@ def test_no_key_on_two_sides_and_every_row_explained(rows, seed, fraction, rando
     kept = placed.filter(pl.col("side").is_not_null())
     assert kept["sample_id"].is_unique().all()
     assert kept["sha256"].is_unique().all()
-    for key in (pl.col("image_sha256"), pl.col("questions").list.explode()):
-        held = kept.select(key.alias("key"), "side") if key.meta.output_name() == "image_sha256" else None
-        if held is None:
-            held = kept.select("side", key="questions").explode("key")
-        sides = held.drop_nulls("key").group_by("key").agg(pl.col("side").n_unique())
+    for key in ("image_sha256", "questions"):
+        of_key = kept.select("side", key=key)
+        of_key = of_key.explode("key") if key == "questions" else of_key
+        sides = of_key.drop_nulls("key").group_by("key").agg(pl.col("side").n_unique())
         assert (sides["side"] == 1).all()
     divided = pl.col("split").eq("validation") & pl.col("source").is_in(lacking_train(frame(rows)))
     upstream = kept.filter(pl.col("split").is_not_null() & ~divided)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import HUB, needs_shared
 from PIL import Image, ImageDraw, ImageEnhance
-from raw_data import picture, run_well, vqa_row, write_medical_vqa, write_roco
+from raw_data import build_command, picture, run_well, vqa_row, write_medical_vqa, write_roco
 from shard_factory import make_folder, make_row
 
 from janus.images import decode_image
@@ -141,9 +141,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, sample_data: Path) -> Path:
         images[f"blank-{grey}.png"] = picture((20 * grey,) * 3)
     rows = [vqa_row(name, name, f"<image>\nWhat is {name}?", "a scan") for name in images]
     write_medical_vqa(root / "data", rows, images)
-    folders = ["--data", root / "data", "--work", root / "work", "--out", root / "shards"]
-    more = ["--tokenizer", sample_data / "tokenizer", "--validation-fraction", 0.3]
-    run_well("build", *folders, *more)
+    run_well(*build_command(root / "data", root, sample_data / "tokenizer", "--validation-fraction", 0.3))
     return root
 
 
@@ -164,8 +162,7 @@ def test_upstream_near_duplicates_across_splits_are_set_aside(tmp_path: Path, sa
     for split, images in (("train", train), ("test", {"original": scene(1), "fourth": scene(4)})):
         rows = [{"image": encoded(i), "image_id": key, "caption": f"A {key}"} for key, i in images.items()]
         write_roco(tmp_path / "data", rows, split)
-    folders = ["--data", tmp_path / "data", "--work", tmp_path / "work", "--out", tmp_path / "shards"]
-    run_well("build", *folders, "--tokenizer", sample_data / "tokenizer")
+    run_well(*build_command(tmp_path / "data", tmp_path, sample_data / "tokenizer"))
     counts = load_manifest(tmp_path / "shards").counts["roco"]
     assert (dict(counts.rejected), counts.written) == ({"leak": 1}, 4)
 

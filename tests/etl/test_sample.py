@@ -7,17 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from paths import ROOT, TOKENIZERS, needs_shared
-from raw_data import run, run_well
+from PIL import Image
+from raw_data import files_of, run, run_well, stages_of
 
 from janus.images import ImagePreparation
 from janus.tokens import SPECIAL_NAMES, load_tokenizer
+from pipelines.sample.scenes import look, shuffled_scenes
 from pipelines.stages.order import plan_rows
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_the_seed_decides_every_byte(sample_data: Path, tmp_path: Path) -> None:
@@ -33,7 +32,7 @@ def test_each_task_gets_enough_validation_rows(sample_data: Path, tmp_path: Path
     run_well("ingest", "--data", sample_data, "--work", tmp_path)
     run_well("tokenize", "--work", tmp_path, "--tokenizer", tokenizer)
     run_well("images", "--work", tmp_path, "--tokenizer", tokenizer)
-    plan, set_aside, _ = plan_rows(tmp_path, ["pubmedqa", "artwork", "medical-vqa", "roco"], 0, 0.05)
+    plan, set_aside, _ = plan_rows(tmp_path, stages_of(tmp_path), 0, 0.05)
     assert set_aside.num_rows == 0
     sides = {(t, s): n for t, s, n in plan.group_by("task", "side").len().iter_rows()}
     assert all(sides[task, "validation"] >= 20 for task in ("text", "vqa", "t2i"))
@@ -103,3 +102,15 @@ def test_download_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch)
     assert "ROCO-radiology by hand" in result.output
     assert "secret" not in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_every_scene_is_recognised_sharp_and_in_the_blocks_of_its_codes() -> None:
+    for scene in shuffled_scenes(0):
+        picture = scene.draw()
+        assert look(np.asarray(picture)) == scene
+        blocks = picture.resize((24, 24), Image.Resampling.BOX).resize((384, 384), Image.Resampling.NEAREST)
+        assert look(np.asarray(blocks)) == scene
+
+
+def test_a_picture_without_a_figure_shows_none() -> None:
+    assert look(np.full((384, 384, 3), 128, np.uint8)) is None

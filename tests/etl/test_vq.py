@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -14,15 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from paths import GOLDEN, ROOT, needs_shared
-from raw_data import picture, run, run_well, write_artwork, write_roco
+from raw_data import build_command, picture, run, run_well, skipped, write_artwork, write_roco
 from safetensors.numpy import load_file, save_file
 from trainer_shards import CODES, CONFIG, SIDE, make_model
 
 from janus.checkpoint.folder import open_model
 from janus.generate.vq_encode import VQDecoder, VQEncoder
 from janus.model.config import PRESETS
-from pipelines.stages.vq import PART_IMAGES
-from pipelines.tables import ImageRows, read_table
+from pipelines.tables import INDEX_ROWS, ImageRows, read_table
 from shards.cli import main as shards_main
 from shards.manifest import load_manifest
 
@@ -113,10 +111,9 @@ def codes_of(work: Path) -> bytes:
 
 
 @needs_shared
-@pytest.mark.parametrize("layout", ["hf-format", "deepseek-format"])
-def test_codes_equal_the_reference(layout: str) -> None:
+def test_codes_equal_the_reference() -> None:
     cases = load_file(GOLDEN / "tiny" / "cases.safetensors")
-    encoder = VQEncoder(open_model(str(GOLDEN / "tiny" / layout)))
+    encoder = VQEncoder(open_model(str(GOLDEN / "tiny" / "deepseek-format")))
     found = [encoder.encode(pixels_HWC[None])[0].tolist() for pixels_HWC in cases["image_uint8"]]
     assert found == cases["t2i.image_tokens"].tolist()
 
@@ -136,7 +133,7 @@ def test_every_picture_has_its_own_codes(encoded: Path, model: Path) -> None:
     assert codes["image_sha256"].to_pylist() == rows.index["image_sha256"].to_pylist()
     assert len(rows) == ARTWORKS + FIGURES
     encoder = VQEncoder(open_model(str(model)))
-    for i in (0, PART_IMAGES, len(rows) - 1):
+    for i in (0, INDEX_ROWS, len(rows) - 1):
         assert codes["image_tokens"][i].as_py() == encoder.encode(rows.pixels(i, i + 1))[0].tolist()
     assert not (encoded / ".vq-parts").exists()
 
@@ -147,8 +144,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     shutil.copytree(killed, tmp_path / "work")
     parts = parts_of(tmp_path / "work")
     log = run_well("vq", "--work", tmp_path / "work", "--model", model)
-    left = ARTWORKS + FIGURES - PART_IMAGES * len(parts)
-    assert f"vq: resumed after {PART_IMAGES * len(parts)} of {ARTWORKS + FIGURES} images" in log
+    left = ARTWORKS + FIGURES - INDEX_ROWS * len(parts)
+    assert f"vq: resumed after {INDEX_ROWS * len(parts)} of {ARTWORKS + FIGURES} images" in log
     assert f"vq: {left} images in" in log
     assert codes_of(tmp_path / "work") == codes_of(encoded)
     assert not (tmp_path / "work" / ".vq-parts").exists()
@@ -162,10 +159,11 @@ def test_parts_that_the_disk_lost_are_encoded_again(
     empty.write_bytes(b"")
     cut.write_bytes(cut.read_bytes()[:300])
     log = run_well("vq", "--work", tmp_path / "work", "--model", model)
-    assert f"resumed, {PART_IMAGES * len(parts)} of" in log
+    assert f"resumed after {INDEX_ROWS * len(parts)} of" in log
     assert codes_of(tmp_path / "work") == codes_of(encoded)
 
 
+@pytest.mark.slow
 def test_parts_of_another_encoder_are_dropped(
     killed: Path, encoded: Path, other: Path, tmp_path: Path
 ) -> None:
@@ -175,16 +173,11 @@ def test_parts_of_another_encoder_are_dropped(
     assert codes_of(tmp_path / "work") != codes_of(encoded)
 
 
-def skipped(log: str) -> list[str]:
-    return re.findall(r"^(\w+): unchanged, skipped$", log, re.M)
-
-
 def test_other_weights_run_vq_and_write_again_and_nothing_else(
     model: Path, other: Path, tmp_path: Path
 ) -> None:
     write_pictures(tmp_path / "data", 3, 2)
-    folders = ["--data", tmp_path / "data", "--work", tmp_path / "work", "--out", tmp_path / "shards"]
-    build = ["build", *folders, "--tokenizer", model, "--workers", 1, "--model"]
+    build = build_command(tmp_path / "data", tmp_path, model, "--workers", 1, "--model")
     assert "MEAN NOTHING" not in run_well(*build, model)
     first = load_manifest(tmp_path / "shards").vq
     assert first == {"encoder_sha256": open_model(str(model)).vq_encoder_sha256(), "weights": "checkpoint"}
@@ -199,13 +192,13 @@ def test_other_weights_run_vq_and_write_again_and_nothing_else(
     assert f"VQ codes: encoder sha256 {second['encoder_sha256']}, a checkpoint's weights" in inspected
 
 
+@pytest.mark.slow
 def test_random_codes_are_said_to_mean_nothing_and_change_with_the_presets_sizes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, "small", CONFIG)
     write_pictures(tmp_path / "data", 3, 2)
-    folders = ["--data", tmp_path / "data", "--work", tmp_path / "work", "--out", tmp_path / "shards"]
-    build = ["build", *folders, "--tokenizer", model, "--workers", 1, "--model", "small"]
+    build = build_command(tmp_path / "data", tmp_path, model, "--workers", 1, "--model", "small")
     assert "vq: WARNING: small has no VQ weights" in run_well(*build)
     log = run_well(*build)
     assert "image codes are of random weights, so they MEAN NOTHING" in log
