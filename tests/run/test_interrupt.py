@@ -156,7 +156,7 @@ def test_a_run_is_stopped_while_it_steps_compiles_evaluates_and_saves(
 
 def test_no_thread_starts_before_signals_are_blocked() -> None:
     """Numpy's threads, for one, would take Ctrl-C, and MindSpore's handler make it a SIGTERM."""
-    code = "import os, trainer.cli; print(len(os.listdir('/proc/self/task')))"
+    code = "import os, trainer.cli; trainer.cli.resolve({}); print(len(os.listdir('/proc/self/task')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
