@@ -17,7 +17,7 @@ import numpy as np
 from janus.checkpoint.folder import ModelFolder
 from janus.model.config import PRESETS, JanusConfig
 from trainer.config import TrainConfig
-from trainer.stream.batch import Batch
+from trainer.stream.shapes import Batch
 
 LENGTH, PROMPT = 640, 32  # tokens of the sample, and of what stands before its image
 

@@ -8,7 +8,7 @@ bfloat16 has no kernels on CPU: weights are rounded to it after each update, whi
 weight would hold, while products and moments stay float32.
 """
 
-# Shapes: P flat tokens, B rows of S attention slots, N states that predict; see trainer/stream/batch.py.
+# Shapes: P flat tokens, B rows of S attention slots, N states that predict; see trainer/stream/shapes.py.
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from trainer.config import load_recipe, resolve
 from trainer.evaluate.metrics import mean_scores
 from trainer.optimizer import learning_rate
 from trainer.run.open import open_run
-from trainer.stream.batch import Batch
 from trainer.stream.feed import StepData, steps_ahead
+from trainer.stream.shapes import Batch
 
 LOW_RATE = 1e-5  # as low as fine-tuning goes; Janus-Pro's own last stage is at 4e-5
 CHANCE = 3  # a difference shows where it is larger than so many times what other samples make

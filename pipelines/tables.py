@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shards.similar import HASH_BYTES
+from shards.duplicates import HASH_BYTES
 
 HISTORY = pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))
 

@@ -1,4 +1,4 @@
-"""`shards`: inspect, preview and verify a folder of shards."""
+"""`shards`: inspect, preview and verify a folder of shards; seal one that was edited on purpose."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int, dev
 @click.option("--leaks", is_flag=True, help="Also name train samples that another split nearly repeats.")
 def verify(folder: Path, workers: int, leaks: bool) -> None:
     """Hash every file and row of DIR again and name those that differ; exit 1 if any does."""
-    from shards.read import verify_folder
+    from shards.check import verify_folder
 
     problems = verify_folder(folder, workers)
     if leaks and not problems:
@@ -132,8 +132,24 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
     click.echo(f"{folder}: all as written")
 
 
+@main.command()
+@_FOLDER
+def seal(folder: Path) -> None:
+    """Accept DIR as found, after shards were edited on purpose.
+
+    Writes changed shards again with fresh row hashes, and a manifest that records date and differences. Texts
+    and token ids are taken as they are: an edited text changes nothing unless its ids were edited with it.
+    """
+    from shards.check import seal as seal_folder
+
+    differences = seal_folder(folder)
+    for difference in differences:
+        click.echo(f"accepted: {_printable(difference)}")
+    click.echo(f"{folder}: {'sealed' if differences else 'all as written, nothing to seal'}")
+
+
 def _leaks(folder: Path) -> list[str]:
-    from shards.leaks import find_leaks, has_hashes
+    from shards.duplicates import find_leaks, has_hashes
 
     if not has_hashes(folder):
         click.echo(f"{folder}: holds no hashes of its pictures, which are compared by their files alone")

@@ -60,6 +60,7 @@ class Manifest:
     preprocessing: at least {"image_size": 384}; "pictures_sha256": of PICTURES, where there is one.
     recipe: what the shards were built from.
     vq: {"encoder_sha256", "weights": a key of janus.model.config.VQ_WEIGHTS}; None without image_tokens.
+    sealed: {"date", "differences"} of each time that edited shards were accepted (`shards seal`).
     """
 
     format: str
@@ -70,6 +71,7 @@ class Manifest:
     counts: Mapping[str, SourceCounts]
     shards: tuple[ShardEntry, ...]
     schema_version: int = SCHEMA_VERSION
+    sealed: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -77,8 +79,10 @@ class Manifest:
         return int(self.preprocessing["image_size"])
 
     def dumps(self) -> str:
-        """The file's text: sorted keys, no times, a digest of the rest at the end."""
+        """The file's text: sorted keys, no times unless sealed, a digest of the rest at the end."""
         content = asdict(self)
+        if not self.sealed:
+            del content["sealed"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return json.dumps({**content, "~digest": digest}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
@@ -144,9 +148,15 @@ def folder_problems(folder: Path, manifest: Manifest) -> list[str]:
             how = "truncated" if size < entry.bytes else "longer than written"
             problems.append(f"{entry.path}: {how}, {size} bytes of {entry.bytes}")
     known = {entry.path for entry in manifest.shards}
-    found = (p.relative_to(folder).as_posix() for s in SUFFIXES.values() for p in folder.rglob(f"*{s}"))
-    problems += [f"{path}: extra, not in {MANIFEST}" for path in sorted(set(found) - known)]
-    return problems
+    return problems + [
+        f"{path}: extra, not in {MANIFEST}" for path in shard_files(folder) if path not in known
+    ]
+
+
+def shard_files(folder: Path) -> list[str]:
+    """What has the name of a shard in the folder, sorted; paths relative to it."""
+    found = (path for suffix in SUFFIXES.values() for path in folder.rglob(f"*{suffix}"))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def check_folder(folder: Path, manifest: Manifest) -> None:
@@ -160,6 +170,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
     content.pop("~digest")
     content["counts"] = {source: SourceCounts(**counts) for source, counts in content["counts"].items()}
     content["shards"] = tuple(_entry(**entry) for entry in content["shards"])
+    content["sealed"] = tuple(content.get("sealed", ()))
     manifest = Manifest(**content)
     if manifest.format not in SUFFIXES:
         raise ValueError(f"format is {manifest.format!r}")

@@ -11,6 +11,7 @@ import json
 import mmap
 import re
 import tarfile
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,19 +21,20 @@ import pyarrow as pa
 
 from janus.common.errors import UserError
 from janus.prompts import SPLITS, TASKS
-from shards.schema import TEXT_FIELDS, Fields
+from shards.rows import RowBytes
+from shards.schema import TEXT_FIELDS
 
 _MEMBER = re.compile(
     rf"((?:{'|'.join(SPLITS)})-(?:{'|'.join(TASKS)})-\d{{5}}-\d{{8}})\.(json|image\.npy|image_tokens\.npy)"
 )
-_ARRAYS = {"image": np.dtype("u1"), "image_tokens": np.dtype("<u2")}
+_ARRAYS: dict[str, np.dtype[Any]] = {"image_tokens": np.dtype("<u2"), "image": np.dtype("u1")}
 
 
 class TarSink:
     """A tar file being written, one member group per row, without owner or time."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Begin it. path: whose name becomes the prefix of the keys."""
+        """path: its name becomes the prefix of the keys."""
         from webdataset.writer import TarWriter
 
         self._prefix = f"{path.parent.name}-{path.stem}"
@@ -42,7 +44,7 @@ class TarSink:
     def write(self, batch: pa.RecordBatch) -> None:
         """Append the rows (columns of SCHEMA)."""
         texts = batch.drop_columns(list(_ARRAYS)).to_pylist()
-        for row, image, codes in zip(texts, *(batch.column(name) for name in _ARRAYS), strict=True):
+        for row, image, codes in zip(texts, batch["image"], batch["image_tokens"], strict=True):
             content = json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
             member: dict[str, Any] = {"__key__": f"{self._prefix}-{self._rows:08d}", "json": content}
             if image.is_valid:
@@ -60,74 +62,61 @@ class TarSink:
 
 
 class TarRows:
-    """The rows of one tar shard, in any order."""
+    """The rows of tar shards, in any order; the members' bytes are views into the mapped files."""
 
-    def __init__(self, path: Path) -> None:
-        """Index the members. Raises UserError naming one that our writer would not have written."""
-        self._rows = list(_index(path).values())
-        with path.open("rb") as file:
-            self._map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    def __init__(self, parts: Sequence[dict[str, memoryview]]) -> None:
+        """parts: the members of each row by kind, as `read_members` finds them."""
+        self.parts = list(parts)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.parts)
 
-    def row(self, i: int) -> tuple[Fields, int]:
-        """Row i's fields and stored xxh3. A damaged row may raise anything."""
-        content = self._json(i)
-        return _fields(content, *(self._array(i, name) for name in _ARRAYS)), content["xxh3"]
+    def rows(self, indices_R: np.ndarray) -> RowBytes:
+        """The rows of these indices (int64), unchecked. A damaged one may raise anything."""
+        return RowBytes.of([_fields(_json(self.parts[i]), self.parts[i]) for i in indices_R.tolist()])
+
+    def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
+        """The xxh3 stored with each of these rows."""
+        return [_json(self.parts[i])["xxh3"] for i in indices_R.tolist()]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One text column."""
+        return pa.chunked_array([pa.array([row[name] for row in self._contents()], pa.string())])
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens per row, int32 (rows,)."""
+        """Tokens of each row, int32."""
         return self._counts[:, 0]
 
     @property
     def supervised_tokens(self) -> np.ndarray:
-        """Supervised tokens per row, int32 (rows,)."""
+        """Supervised tokens of each row, int32."""
         return self._counts[:, 1]
 
     @property
     def row_bytes(self) -> np.ndarray:
-        """Bytes of a row's members, int64 (rows,)."""
-        return np.array([sum(size for _, size in row.values()) for row in self._rows], np.int64)
-
-    def column(self, name: str) -> pa.Array:
-        """One text column."""
-        return pa.array([self._json(i)[name] for i in range(len(self))], pa.string())
+        """Bytes of each row's members, int64."""
+        return np.array([sum(map(len, members.values())) for members in self.parts], np.int64)
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        rows = (self._json(i) for i in range(len(self)))
-        counts = [(r["num_tokens"], sum(s["end"] - s["start"] for s in r["supervised"])) for r in rows]
+        spans = ((row["num_tokens"], row["supervised"]) for row in self._contents())
+        counts = [(tokens, sum(s["end"] - s["start"] for s in supervised)) for tokens, supervised in spans]
         return np.array(counts, np.int32).reshape(-1, 2)
 
-    def _bytes(self, i: int, kind: str) -> memoryview | None:
-        if kind not in self._rows[i]:
-            return None
-        offset, size = self._rows[i][kind]
-        return self._map[offset : offset + size]
-
-    def _json(self, i: int) -> dict[str, Any]:
-        return json.loads(str(self._bytes(i, "json"), "utf-8"))  # type: ignore[arg-type]
-
-    def _array(self, i: int, name: str) -> memoryview | None:
-        """The bytes of an npy member behind its header."""
-        member = self._bytes(i, f"{name}.npy")
-        if member is None:
-            return None
-        header = io.BytesIO(member[:256])
-        np.lib.format.read_magic(header)
-        _, _, kind = np.lib.format.read_array_header_1_0(header)
-        if kind != _ARRAYS[name]:
-            raise ValueError(f"{name}.npy holds {kind}")
-        return member[header.tell() :]
+    def _contents(self) -> Iterable[dict[str, Any]]:
+        return map(_json, self.parts)
 
 
-def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """key → member kind → (offset, size), in the order of the file."""
-    rows: dict[str, dict[str, tuple[int, int]]] = {}
-    size = path.stat().st_size
+def read_members(path: Path) -> list[dict[str, memoryview]]:
+    """Of each row of a tar shard its members by kind, in the order of the file.
+
+    Raises UserError naming a member that our writer would not have written.
+    """
+    rows: dict[str, dict[str, memoryview]] = {}
     try:
+        with path.open("rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 match = _MEMBER.fullmatch(member.name)
@@ -135,23 +124,41 @@ def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
                     raise UserError(
                         f"{path}: member {member.name!r} does not belong in a shard; build it again"
                     )
-                if member.offset_data + member.size > size:
+                end = member.offset_data + member.size
+                if end > len(content):
                     raise UserError(f"{path}: truncated in member {member.name}; build the shards again")
-                rows.setdefault(match[1], {})[match[2]] = (member.offset_data, member.size)
+                rows.setdefault(match[1], {})[match[2]] = content[member.offset_data : end]
     except (tarfile.TarError, ValueError) as error:
         raise UserError(f"{path}: not a readable tar file ({error}); build the shards again") from None
-    return rows
+    return list(rows.values())
 
 
-def _fields(content: dict[str, Any], image: memoryview | None, codes: memoryview | None) -> Fields:
-    """Byte views in the order of `schema.FIELDS`, from what the members hold."""
+def _json(members: dict[str, memoryview]) -> dict[str, Any]:
+    return json.loads(str(members["json"], "utf-8"))
+
+
+def _fields(content: dict[str, Any], members: dict[str, memoryview]) -> list[Any]:
+    """The bytes of each of `schema.FIELDS`, None for null."""
     row: list[Any] = [None if content[name] is None else content[name].encode() for name in TEXT_FIELDS]
     for side in ("user", "assistant"):
         turns = [turn[side].encode() for turn in content["history"]]
         row += _int32([len(turn) for turn in turns]), b"".join(turns)
     row.append(_int32(content["input_ids"]))
     row += [_int32([span[side] for span in content["supervised"]]) for side in ("start", "end")]
-    return [*row, _int32([content["num_tokens"]]), codes, image]
+    row.append(_int32([content["num_tokens"]]))
+    return row + [_array_bytes(members.get(f"{name}.npy"), kind) for name, kind in _ARRAYS.items()]
+
+
+def _array_bytes(member: memoryview | None, kind: np.dtype) -> memoryview | None:
+    """The bytes of an npy member behind its header."""
+    if member is None:
+        return None
+    header = io.BytesIO(member[:256])
+    np.lib.format.read_magic(header)
+    _, _, found = np.lib.format.read_array_header_1_0(header)
+    if found != kind:
+        raise ValueError(f"an array of {kind} holds {found}")
+    return member[header.tell() :]
 
 
 def _int32(values: list[int]) -> bytes:

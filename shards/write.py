@@ -7,10 +7,12 @@ made ready on a thread while one is written, so memory holds two or three. Write
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +20,16 @@ import pyarrow.compute as pc
 
 from janus.common.errors import UserError
 from janus.common.files import replace_folder
-from shards.block import row_hashes
-from shards.columns import BatchView
-from shards.hashed_file import HashedFile
 from shards.manifest import MANIFEST, SUFFIXES, ShardEntry
+from shards.rows import ArrowRows, row_hashes
 from shards.schema import CONTENT_SCHEMA, SCHEMA
 from shards.tar import TarSink
 
 SHARD_BYTES = 256 << 20
 BATCH_ROWS = {"text": 1024, "vqa": 64, "t2i": 64}
 """Rows of a record batch: 64 images are 28 MB, the most that is gathered at a time."""
+BLOCK = 1 << 20
+"""Smaller writes are gathered to this many bytes; larger ones pass without a copy."""
 
 
 def write_shards(
@@ -72,6 +74,36 @@ def publish(tmp: Path, out: Path) -> None:
     replace_folder(tmp, out)
 
 
+class _HashedFile(io.RawIOBase):
+    """A new file that knows its sha256 once closed: each block is hashed on a thread while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._digest, self._thread = path.open("wb"), hashlib.sha256(), ThreadPoolExecutor(1)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, block: Any) -> int:
+        hashed = self._thread.submit(self._digest.update, block)
+        try:
+            return self._file.write(block)
+        finally:
+            hashed.result()  # the block is the caller's to change from here on
+
+    def close(self) -> None:
+        if not self.closed:
+            self._thread.shutdown()
+            self._file.close()
+        super().close()
+
+
 class _Sink(Protocol):
     """An open shard file."""
 
@@ -103,17 +135,18 @@ class _ShardFile:
         self._out, self._split, self._task = out, split, task
         self._path = f"{split}/{task}-{number:05d}{SUFFIXES[format]}"
         (out / split).mkdir(parents=True, exist_ok=True)
-        self._file = HashedFile(out / self._path)
+        self._hashed = _HashedFile(out / self._path)
+        self._file = io.BufferedWriter(self._hashed, BLOCK)
         self._sink = _SINKS[format](self._file, out / self._path)
         self._rows = self._tokens = self._supervised = self.bytes = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows of SCHEMA."""
-        view = BatchView(batch)
+        rows = ArrowRows([batch])
         self._sink.write(batch)
         self._rows += batch.num_rows
-        self._tokens += int(view.num_tokens.sum(dtype=np.int64))
-        self._supervised += int(view.supervised_tokens.sum(dtype=np.int64))
+        self._tokens += int(rows.num_tokens.sum(dtype=np.int64))
+        self._supervised += int(rows.supervised_tokens.sum(dtype=np.int64))
         self.bytes += _content_bytes(batch)
 
     def close(self) -> ShardEntry:
@@ -128,7 +161,7 @@ class _ShardFile:
             tokens=self._tokens,
             supervised_tokens=self._supervised,
             bytes=(self._out / self._path).stat().st_size,
-            sha256=self._file.sha256,
+            sha256=self._hashed.sha256,
         )
 
 

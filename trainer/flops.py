@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from janus.model.config import JanusConfig, TextConfig, VisionConfig
-from trainer.stream.batch import Batch
+from trainer.stream.shapes import Batch
 
 
 def llama_flops(config: TextConfig, slots: int, spans: Iterable[int]) -> int:

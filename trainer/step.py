@@ -4,7 +4,7 @@ The first of the two measures the summed gradients; the host reads its four numb
 second applies them (clipping, AdamW) or they are thrown away.
 """
 
-# Shapes: see trainer/stream/batch.py for a batch's arrays.
+# Shapes: see trainer/stream/shapes.py for a batch's arrays.
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from janus.model.scoring import TokenScores
 from trainer.evaluate.metrics import Score
 from trainer.flops import batch_flops
 from trainer.optimizer import AdamW, zeros_like
-from trainer.stream.batch import Batch
+from trainer.stream.shapes import Batch
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus

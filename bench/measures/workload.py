@@ -86,12 +86,11 @@ class Workload:
         """What a run of this configuration reads."""
         from janus.checkpoint.folder import open_model
         from janus.tokens import load_tokenizer
-        from trainer.stream.batch import ImageShape
         from trainer.stream.feed import Feed
+        from trainer.stream.shapes import ImageShape
 
         tokenizer = load_tokenizer(self.shards / "tokenizer")
-        sizes = open_model(self.size, tokenizer.folder).config
-        image = ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
+        image = ImageShape.of(open_model(self.size, tokenizer.folder).config)
         return Feed(self.open(), config, tokenizer.special, image)
 
 

@@ -87,9 +87,9 @@ class Ours:
         """Write the step's samples for a peer that cannot read shards; gives how many."""
         arrays: dict[str, np.ndarray] = {}
         number = 0
-        for task, draw in self.feed.plan.step(step).items():
-            for row in draw.rows:
-                sample = self.feed.train[task].read(int(row))
+        for task in self.feed.shapes:
+            for index in self.feed.plan.draw(task, step).indices:
+                sample = self.feed.train[task].read(int(index))
                 arrays[f"{number}.{task}.input_ids"] = sample.input_ids
                 arrays[f"{number}.{task}.supervised"] = sample.supervised
                 if sample.image is not None and task == "vqa":

@@ -37,7 +37,7 @@ class Published:
         self.shapes = {
             task: replace(
                 shape,
-                rows=shape.samples,
+                attention_rows=shape.samples,
                 length=LENGTH,
                 tokens=shape.samples * LENGTH,
                 states=shape.samples * LENGTH,
@@ -55,36 +55,40 @@ class Published:
         from trainer.stream.collate import collate
 
         work = []
-        for task, draw in self.feed.plan.step(step).items():  # the samples that our own trainer takes
+        for task in self.feed.shapes:
+            indices = self.feed.plan.draw(task, step).indices  # the samples that our own trainer takes
             most = self.shapes[task].samples
-            for group in np.split(draw.rows, range(most, len(draw.rows), most)):
+            for group in np.split(indices, range(most, len(indices), most)):
                 rows = self.feed.train[task].block(group)
+                pictures = (
+                    [self.feed.train[task].read(int(i)).image_sha256 for i in group] if task == "t2i" else []
+                )
                 work += [
-                    (task, rows, batch)
+                    (task, pictures, batch)
                     for batch in collate(task, rows, [len(rows)], self.shapes[task], self.special)
                 ]
         supervised = sum(batch.supervised for _, _, batch in work)
         began = time.perf_counter()
-        for task, rows, batch in work:
+        for task, pictures, batch in work:
             if task == "t2i":
-                batch = self._encoded(rows, batch)
+                batch = self._encoded(pictures, batch)
             self.network.accumulate(task, _with_all_logits(batch), 1.0 / supervised)
         self.network.measure()
         self.network.apply(RATE)
         self.network.wait()
         return time.perf_counter() - began
 
-    def _encoded(self, rows: Any, batch: Any) -> Any:
+    def _encoded(self, pictures: list[str | None], batch: Any) -> Any:
         """The batch with codes made from the pictures, as inputs and as labels."""
         from mindspore import Tensor
 
         codes_IT = batch.image_tokens_IT.copy()
-        for i, sha256 in enumerate(rows.column("image_sha256")):
-            number = self.picture_of[str(sha256, "ascii")]
+        for i, sha256 in enumerate(pictures):
+            number = self.picture_of[sha256]
             codes, _ = self.vq.encode(Tensor(self.pictures.pixels(number, number + 1)))
             codes_IT[i] = codes.asnumpy()
         labels_N = batch.labels_N.copy()
-        labels_N[: codes_IT[: len(rows)].size] = codes_IT[: len(rows)].reshape(-1)
+        labels_N[: codes_IT[: len(pictures)].size] = codes_IT[: len(pictures)].reshape(-1)
         return replace(batch, image_tokens_IT=codes_IT, labels_N=labels_N)
 
 

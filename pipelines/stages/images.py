@@ -33,7 +33,7 @@ from pipelines.tables import (
     table_writer,
     write_table,
 )
-from shards.similar import picture_hash
+from shards.duplicates import picture_hash
 
 PREPARE = {"understanding": prepare_understanding, "generation": prepare_generation}
 

@@ -14,7 +14,7 @@
    highest side are kept (train < validation < test): the others are a `leak`.
 
 A question is a user turn, lower-cased, with white space collapsed; for text-to-image it is the caption.
-Near-duplicates are pictures whose perceptual hashes differ in at most `shards.similar.NEAR` of their bits.
+Near-duplicates are pictures whose perceptual hashes differ in at most `shards.duplicates.NEAR` of their bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from janus.prompts import SPLITS
-from shards.leaks import hash_keys, normalised
+from shards.duplicates import hash_keys, normalised
 
 
 def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from pipelines.rejects import counts_by_reason, examples_by_reason, gather_rejec
 from pipelines.stage import CODE_VERSION, STAGE_FILE, require_stage, run_stage
 from pipelines.stages.order import picture_index, plan_rows
 from pipelines.tables import CODE_SCHEMA, KINDS, ROW_SCHEMA, TOKEN_SCHEMA, ImageRows, RandomRows, row_files
-from shards.leaks import write_pictures
+from shards.duplicates import write_pictures
 from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, write_manifest
 from shards.schema import CONTENT_SCHEMA
 from shards.write import BATCH_ROWS, publish, write_shards

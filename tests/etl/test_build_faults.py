@@ -30,7 +30,7 @@ from raw_data import (
 )
 
 from pipelines.tables import read_table
-from shards.read import verify_folder
+from shards.check import verify_folder
 
 KILLS = 12
 OUT_OF_MEMORY = 300 << 20

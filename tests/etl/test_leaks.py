@@ -21,9 +21,18 @@ from shard_factory import make_folder, make_row
 
 from janus.images import decode_image
 from shards.cli import main
-from shards.leaks import find_leaks, hash_keys, write_pictures
+from shards.duplicates import (
+    BIT_BYTES,
+    COLOUR,
+    HASH_BYTES,
+    NEAR,
+    find_leaks,
+    hash_keys,
+    near_pairs,
+    picture_hash,
+    write_pictures,
+)
 from shards.manifest import PICTURES, load_manifest, write_manifest
-from shards.similar import BIT_BYTES, COLOUR, HASH_BYTES, NEAR, near_pairs, picture_hash
 
 BITS = 8 * BIT_BYTES
 GREY = bytes([128]) * (HASH_BYTES - BIT_BYTES)
@@ -186,8 +195,8 @@ def test_verify_names_questions_and_files_on_two_sides(tmp_path: Path, format: s
     first, *lines = result.output.splitlines()
     assert "holds no hashes of its pictures" in first
     assert lines == [
-        "train medical-vqa/train-1: the question also stands in test medical-vqa/test-0",
-        "train medical-vqa/train-2: the picture's file also stands in test medical-vqa/test-1",
+        "train medical-vqa/train-1: the question is also in test medical-vqa/test-0",
+        "train medical-vqa/train-2: the picture's file is also in test medical-vqa/test-1",
     ]
 
 
@@ -212,6 +221,4 @@ def test_verify_names_near_duplicate_pictures_and_an_edited_hash_file(built: Pat
     assert result.output == "pictures.parquet: sha256 differs from the manifest\n"
     preprocessing = {**manifest.preprocessing, "pictures_sha256": sha256}
     write_manifest(folder, dataclasses.replace(manifest, preprocessing=preprocessing))
-    assert f"train {train[0]}: nearly the same picture also stands in validation {other[0]}" in find_leaks(
-        folder
-    )
+    assert f"train {train[0]}: nearly the same picture is also in validation {other[0]}" in find_leaks(folder)

@@ -67,7 +67,7 @@ def test_the_plan_deals_the_same_samples_in_the_same_order(frozen: Any) -> None:
         weights[task] = tokens / tokens.mean() + supervised / supervised.mean()
     plan = Plan(7, weights, counts, cut)
     drawn = {task: plan.draw(task, 1, 1000) for task in counts}
-    order = _sha256({task: [draw.rows.tolist(), draw.epochs.tolist()] for task, draw in drawn.items()})
+    order = _sha256({task: [draw.indices.tolist(), draw.epochs.tolist()] for task, draw in drawn.items()})
     assert order == frozen("plan", order)
 
 

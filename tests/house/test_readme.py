@@ -12,7 +12,7 @@ from paths import ROOT
 from shard_factory import make_mixed
 
 from trainer.run.ledger import Ledger
-from trainer.stream.feed import Drawn, StepData
+from trainer.stream.feed import DrawnSamples, StepData
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -26,7 +26,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     make_mixed(tmp_path / "data/sample-tiny/shards", 6, 384)
     ledger = Ledger(tmp_path / "outputs/mixed-001", 0)
     for step in (1233, 1234):
-        ledger.add(step, StepData([], [Drawn("vqa", ["roco/1"], [0], 1)]))
+        ledger.add(step, StepData([], [DrawnSamples("vqa", ["roco/1"], [0], 1)]))
     ledger.save()
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

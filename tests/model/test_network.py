@@ -22,7 +22,7 @@ from janus.model.config import PRESETS
 from janus.model.janus import PARTS, parameter_shapes, part_of
 from janus.model.layers import AttentionCore, Gelu, Rotate, SwiGLU, _AddBias, _NormaliseRms
 from janus.model.loss import SummedCrossEntropy, TaskLoss
-from trainer.stream.pack import pack
+from trainer.stream.shapes import pack
 
 
 @needs_shared

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainer_shards import CODES, SIDE, TOKENS, block_of, make_model, make_trainable
+from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, shape_of
 
 from janus.checkpoint.folder import open_model
 from janus.model.janus import Janus
 from janus.model.loss import TaskLoss
 from janus.tokens import load_tokenizer
 from shards.read import ShardSet
-from shards.schema import Sample
+from shards.schema import RowBlock, Sample
 from trainer.step import _tensors
-from trainer.stream.batch import Batch, ImageShape, shape_for
 from trainer.stream.collate import collate
+from trainer.stream.shapes import Batch, ImageShape
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,11 @@ def test_another_neighbour_changes_logits_by_exactly_nothing(
     samples = [rows.read(i) for i in range(3)]
     special = load_tokenizer(work / "shards" / "tokenizer").special
     lengths = [len(sample.input_ids) for sample in samples]
-    states = sum(int(np.diff(sample.supervised).sum()) for sample in samples)
-    image = ImageShape(SIDE, TOKENS, CODES)
-    grid = (1, sum(lengths)) if packed else (3, max(lengths))
-    shape = shape_for(task, 3, grid, max(lengths), sum(lengths), states, 1024, image)
+    shape = shape_of(task, samples, ImageShape(SIDE, TOKENS, CODES), rows=1 if packed else 3)
     loss = TaskLoss(model, task)
 
     def logits(middle: Sample) -> tuple[np.ndarray, Batch]:
-        (batch,) = collate(task, block_of([samples[0], middle, samples[2]]), [3], shape, special)
+        (batch,) = collate(task, RowBlock.of([samples[0], middle, samples[2]]), [3], shape, special)
         return loss.logits(*_tensors(batch)[1:]).asnumpy(), batch
 
     before, batch = logits(samples[1])

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, word_tokenizer
+from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, shape_of, word_tokenizer
 
 from janus.checkpoint.folder import open_model
 from janus.model.loss import TaskLoss
@@ -29,8 +29,8 @@ from trainer.evaluate.metrics import (
     normalise,
     token_f1,
 )
-from trainer.stream.batch import ImageShape, shape_for
 from trainer.stream.collate import collate
+from trainer.stream.shapes import ImageShape
 
 IMAGE = ImageShape(SIDE, TOKENS, CONFIG.vq.num_embeddings)
 TEST_ROWS = 5
@@ -117,8 +117,7 @@ def test_each_sample_has_the_loss_that_training_computes(work: Path, evaluated: 
     for i, nll in enumerate(of_task["nll"]):
         sample = rows.read(i)
         states = int(np.diff(sample.supervised).sum())
-        length = len(sample.input_ids)
-        shape = shape_for(task, 1, (1, length), length, length, states, length, IMAGE)
+        shape = shape_of(task, [sample], IMAGE)
         special = word_tokenizer().special
         (batch,) = collate(task, rows.block(np.array([i])), [1], shape, special, held_out=True)
         expected = float(loss(*map(Tensor, batch.inputs)).asnumpy())

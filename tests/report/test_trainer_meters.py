@@ -10,7 +10,7 @@ from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.model.stages import trained_parts
 from trainer.flops import batch_flops
 from trainer.report.meters import peak_memory, step_time
-from trainer.stream.batch import Batch
+from trainer.stream.shapes import Batch
 
 CONFIG = JanusConfig(
     TextConfig(hidden_size=4, num_layers=3, num_heads=1, intermediate_size=6, vocab_size=10),

@@ -16,9 +16,9 @@ from janus.tokens import load_tokenizer
 from shards.read import ShardSet
 from trainer.config import resolve
 from trainer.run.ledger import Ledger
-from trainer.stream.batch import ImageShape
 from trainer.stream.feed import Feed
 from trainer.stream.plan import Plan
+from trainer.stream.shapes import ImageShape
 
 TRAIN = {"vqa": 17, "text": 5, "t2i": 13}
 COUNTS = {"vqa": 5, "text": 1, "t2i": 4}
@@ -76,7 +76,7 @@ def test_it_names_the_samples_of_a_step_call_by_call(feed: Feed, rows: pl.DataFr
     assert calls["task"].cast(pl.String).to_list() == [task for task, _ in data.batches]
     assert calls["len"].to_list() == [batch.samples for _, batch in data.batches]
     used = feed.train["vqa"]
-    ids = [used.read(int(place)).sample_id for place in feed.plan.step(50)["vqa"].rows]
+    ids = [used.read(int(place)).sample_id for place in feed.plan.draw("vqa", 50).indices]
     assert made.filter(pl.col("task") == "vqa")["sample_id"].cast(pl.String).to_list() == ids
 
 
@@ -132,7 +132,7 @@ def test_the_place_in_the_data_is_the_step_and_found_at_once(rows: int) -> None:
     weights = np.random.default_rng(0).uniform(0.5, 2, rows)
     plan = Plan(3, dict.fromkeys(COUNTS, weights), COUNTS, COUNTS)
     began = time.perf_counter()
-    draws = plan.step(1_000_000)
+    draws = {task: plan.draw(task, 1_000_000) for task in COUNTS}
     assert time.perf_counter() - began < 1
     for task, count in COUNTS.items():
         places = (1_000_000 - 1) * count + np.arange(count)

@@ -23,9 +23,9 @@ from trainer.config import TrainConfig, resolve
 from trainer.report.log import RunLog
 from trainer.report.records import METRICS
 from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint, kept_shapes, resumed_state
-from trainer.stream.batch import ImageShape
 from trainer.stream.feed import Feed
 from trainer.stream.plan import PLAN_VERSION
+from trainer.stream.shapes import ImageShape
 
 CONFIG = resolve({})
 PYNATIVE = (*TEXT, "--mode", "pynative")

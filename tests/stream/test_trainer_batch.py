@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_shards import WORDS, block_of, realistic_lengths, word_tokenizer
+from trainer_shards import WORDS, realistic_lengths, shape_of, word_tokenizer
 
 from janus.common.errors import UserError
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE
-from shards.schema import Sample
-from trainer.stream.batch import Batch, BatchShape, ImageShape, shape_for
+from shards.schema import RowBlock, Sample
 from trainer.stream.collate import collate, without_prompts
 from trainer.stream.mix import cut
-from trainer.stream.pack import cheapest_rows, fullest_row, pack
-from trainer.stream.plan import Plan
+from trainer.stream.plan import Plan, sample_weights
+from trainer.stream.shapes import Batch, BatchShape, ImageShape, cheapest_rows, fullest_row, pack, shape_for
 
 SIDE, TOKENS, CODES = 8, 4, 50
 IMAGE = ImageShape(SIDE, TOKENS, CODES)
@@ -52,18 +51,12 @@ def _sample(
 
 
 def _collate(task: str, samples: list[Sample], shape: BatchShape) -> Batch:
-    (batch,) = collate(task, block_of(samples), [len(samples)], shape, word_tokenizer().special)
+    (batch,) = collate(task, RowBlock.of(samples), [len(samples)], shape, word_tokenizer().special)
     return batch
 
 
 def _shape(task: str, samples: list[Sample], spare: int = 0, rows: int | None = None) -> BatchShape:
-    """The shape of a call with room for `spare` more samples, in `rows` of slots or each in its own."""
-    lengths = [len(sample.input_ids) for sample in samples]
-    states = sum(int(np.diff(sample.supervised).sum()) for sample in samples)
-    rows = rows or len(samples) + spare
-    grid = (rows, fullest_row(np.array([lengths]), rows))
-    count = len(samples) + spare
-    return shape_for(task, count, grid, max(lengths), sum(lengths), states, 10_000, IMAGE)
+    return shape_of(task, samples, IMAGE, rows, spare)
 
 
 def _batch(
@@ -92,7 +85,7 @@ def test_the_first_image_token_is_trained_and_begin_of_image_predicts_it() -> No
 def test_the_null_prompt_is_the_samplers_and_stays_attended_to() -> None:
     special, sample = word_tokenizer().special, _sample("t2i", prompt="w1 w2 w3")
     shape = _shape("t2i", [sample])
-    nulled = without_prompts(block_of([sample]), [0], special)
+    nulled = without_prompts(RowBlock.of([sample]), [0], special)
     (batch,) = collate("t2i", nulled, [1], shape, special)
     length = len(sample.input_ids)
     begin = int(np.argmax(sample.input_ids == special.begin_of_image))
@@ -176,13 +169,13 @@ def _plainly(task: str, samples: list[Sample], shape: BatchShape) -> dict[str, n
     """The arrays of a call, one sample and one token after the other."""
     lengths = np.zeros((1, shape.samples), np.int64)
     lengths[0, : len(samples)] = [len(sample.input_ids) for sample in samples]
-    rows_N, slots_N = pack(lengths, shape.rows)
-    special, grid = word_tokenizer().special, (shape.rows, shape.length)
+    rows_N, slots_N = pack(lengths, shape.attention_rows)
+    special, grid = word_tokenizer().special, (shape.attention_rows, shape.length)
     images, names = (shape.images, shape.image.tokens), ("position_ids_P", "image_index_P")
     arrays = {name: np.zeros(shape.tokens, np.int32) for name in names}
     arrays |= {"input_ids_P": np.full(shape.tokens, special.pad), "segment_ids_BS": np.zeros(grid, np.int32)}
     arrays |= {"token_of_BS": np.full(grid, shape.tokens - 1), "labels_N": np.full(shape.states, IGNORE)}
-    arrays |= {"slot_of_P": np.full(shape.tokens, shape.rows * shape.length - 1)}
+    arrays |= {"slot_of_P": np.full(shape.tokens, shape.attention_rows * shape.length - 1)}
     arrays |= {"state_rows_N": np.zeros(shape.states, np.int32)}
     if task == "vqa":
         arrays["pixels_IHWC"] = np.zeros((shape.images, SIDE, SIDE, 3), np.uint8)
@@ -219,7 +212,7 @@ def test_calls_made_together_are_those_made_plainly(
     task, samples = task_samples
     calls = [samples[start : start + count] for start in range(0, len(samples), count)]
     shape = _shape(task, samples, rows=rows)
-    batches = collate(task, block_of(samples), list(map(len, calls)), shape, word_tokenizer().special)
+    batches = collate(task, RowBlock.of(samples), list(map(len, calls)), shape, word_tokenizer().special)
     for call, batch in zip(calls, batches, strict=True):
         plain = _plainly(task, call, shape)
         given_ = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
@@ -249,7 +242,7 @@ def test_tokens_and_slots_point_at_each_other_and_padding_at_padding(
         np.testing.assert_array_equal(token_of[segments == number], real[places])
         assert (np.diff(slots) == 1).all()
         assert len(set(row)) == 1
-    last_token, last_slot = shape.tokens - 1, shape.rows * shape.length - 1
+    last_token, last_slot = shape.tokens - 1, shape.attention_rows * shape.length - 1
     assert set(token_of[segments == 0].tolist()) == {last_token}
     assert set(batch.slot_of_P[batch.tokens :].tolist()) == {last_slot}
     # Neither is ever real: what is written there or read from there belongs to no sample.
@@ -287,23 +280,24 @@ def test_unused_states_are_ignored_and_point_at_the_first_token() -> None:
 
 
 def test_shapes_are_the_smallest_that_fit_all() -> None:
-    shape = shape_for("text", 4, (3, 65), 65, 200, 33, 70, IMAGE)
-    assert shape == BatchShape(samples=4, rows=3, length=80, tokens=208, states=48, images=0, image=IMAGE)
-    assert shape_for("vqa", 4, (4, 65), 65, 200, 33, 65, IMAGE).images == 4
+    tokens, supervised = (
+        np.array([[65, 60, 50, 25], [30, 30, 20, 0]]),
+        np.array([[10, 10, 10, 3], [1, 1, 1, 0]]),
+    )
+    shape = shape_for("text", tokens, supervised, IMAGE)
+    assert shape == BatchShape(4, attention_rows=3, length=80, tokens=208, states=48, images=0, image=IMAGE)
+    assert shape_for("vqa", tokens, supervised, IMAGE).images == 4
     # One token and one slot of a row stay empty, also where the numbers are round; states need no such place.
-    shape = shape_for("t2i", 1, (1, 64), 64, 64, 32, 64, IMAGE)
+    shape = shape_for("t2i", np.array([[64]]), np.array([[32]]), IMAGE)
     assert (shape.length, shape.tokens, shape.states) == (80, 80, 32)
-    assert shape_for("t2i", 1, (1, 63), 63, 63, 32, 64, IMAGE).tokens == 64
+    assert shape_for("t2i", np.array([[63]]), np.array([[32]]), IMAGE).tokens == 64
+    # A resumed run keeps its shape where that is large enough.
+    saved = {**shape.sizes, "rows": 1, "states": 64}
+    kept = shape_for("t2i", np.array([[63]]), np.array([[32]]), IMAGE, saved=saved)
+    assert kept.sizes == saved
 
 
-def test_what_is_too_long_is_refused_and_never_cut() -> None:
-    says = "max_length: the longest text sample has 70 tokens, more than 64; samples are never cut"
-    with pytest.raises(UserError, match=says):
-        shape_for("text", 4, (4, 70), 70, 200, 30, 64, IMAGE)
-    assert shape_for("text", 4, (4, 64), 64, 200, 30, 64, IMAGE).length > 64
-
-
-@pytest.mark.parametrize("less", ["samples", "rows", "length", "tokens", "states"])
+@pytest.mark.parametrize("less", ["samples", "attention_rows", "length", "tokens", "states"])
 def test_samples_that_do_not_fit_the_shape_are_never_cut(less: str) -> None:
     samples = [_sample("text", key, prompt="w1 " * 20, answer="w2 " * 20) for key in range(3)]
     longest = len(samples[0].input_ids)
@@ -336,15 +330,14 @@ def test_less_than_5_percent_of_a_realistic_mixed_step_is_padding(times: int) ->
     counts = {"vqa": 5 * times, "text": times, "t2i": 4 * times}
     rows = {task: cut(count, 8)[1] for task, count in counts.items()}
     lengths = {task: tuple(x.astype(np.int64) for x in realistic_lengths(task)) for task in counts}
-    weights = {task: sum(x / x.mean() for x in pair) for task, pair in lengths.items()}
+    weights = {task: sample_weights(*pair) for task, pair in lengths.items()}
     plan = Plan(0, weights, counts, rows)
     steps, real, computed = 60, 0, 0
     for task, (tokens, states) in lengths.items():
-        most = (plan.fullest(task, steps, tokens), plan.fullest(task, steps, states))
-        image, longest = ImageShape(SIDE, 576, CODES), int(tokens.max())
-        shape = shape_for(task, rows[task], (rows[task], longest), longest, *most, 1024, image)
+        sizes = (plan.sizes(task, steps, numbers) for numbers in (tokens, states))
+        shape = shape_for(task, *sizes, ImageShape(SIDE, 576, CODES))
         for step in range(1, steps + 1):
-            drawn = plan.step(step)[task].rows
+            drawn = plan.draw(task, step).indices
             for start in range(0, len(drawn), rows[task]):
                 call = drawn[start : start + rows[task]]
                 samples = [_long_sample(task, row, tokens[row], states[row]) for row in call.tolist()]
@@ -370,7 +363,7 @@ def test_less_than_5_percent_of_a_realistic_mixed_step_is_padding(times: int) ->
 )
 def test_a_sample_its_task_cannot_be_trained_on_is_named(task: str, change: dict, says: str) -> None:
     sample = replace(_sample(task, 7), **change)
-    shape = shape_for(task, 1, (1, 64), 64, 64, 20, 2048, IMAGE)
+    shape = _shape(task, [_sample(task, 7)])
     with pytest.raises(UserError, match=says) as caught:
         _collate(task, [sample], shape)
     assert caught.value.message.startswith(f"sample {task}/7: ")
@@ -379,7 +372,7 @@ def test_a_sample_its_task_cannot_be_trained_on_is_named(task: str, change: dict
 def test_a_t2i_row_without_all_its_slots_is_named() -> None:
     sample = _sample("t2i")
     ids = np.where(np.arange(len(sample.input_ids)) == sample.supervised[0, 0], 0, sample.input_ids)
-    shape = shape_for("t2i", 1, (1, 64), 64, 64, 4, 64, IMAGE)
+    shape = _shape("t2i", [sample])
     with pytest.raises(UserError, match="3 image placeholders, the model takes 4"):
         _collate("t2i", [replace(sample, input_ids=ids)], shape)
     less = replace(sample, supervised=sample.supervised + np.array([[1, 0]], np.int32))
@@ -405,5 +398,5 @@ def test_samples_of_a_row_stand_side_by_side(lengths: list[list[int]], rows: int
 
 
 def test_short_samples_share_rows_where_that_makes_attention_cheaper() -> None:
-    assert cheapest_rows(np.array([[200, 50, 60, 90], [100, 100, 100, 100]]), lambda n: n) == 2
-    assert cheapest_rows(np.array([[600, 620], [610, 630]]), lambda n: n) == 2
+    assert cheapest_rows(np.array([[200, 50, 60, 90], [100, 100, 100, 100]])) == 2
+    assert cheapest_rows(np.array([[600, 620], [610, 630]])) == 2

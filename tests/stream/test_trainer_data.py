@@ -15,13 +15,14 @@ from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, trai
 from janus.checkpoint.folder import open_model
 from janus.common.errors import UserError
 from janus.tokens import load_tokenizer
+from shards.check import open_verified
 from shards.manifest import load_manifest, write_manifest
 from shards.read import ShardSet
 from shards.write import write_shards
 from trainer.config import resolve
-from trainer.run.open import check_model, open_run, open_shards
-from trainer.stream.batch import ROUND_TO, Batch, ImageShape
+from trainer.run.open import check_model, open_run
 from trainer.stream.feed import BLOCKS_AHEAD, Feed, steps_ahead
+from trainer.stream.shapes import ROUND_TO, Batch, ImageShape
 
 TRAIN = {"vqa": 7, "text": 6, "t2i": 6}
 
@@ -45,7 +46,7 @@ def test_a_step_holds_the_exact_counts_in_equal_micro_batches(shards: Path) -> N
     for task, batch in data.batches:
         shape = feed.shapes[task]
         assert batch.input_ids_P.shape == (shape.tokens,)
-        assert batch.token_of_BS.shape == (shape.rows, shape.length)
+        assert batch.token_of_BS.shape == (shape.attention_rows, shape.length)
     assert [feed.shapes[task].samples for task in ("vqa", "text", "t2i")] == [3, 1, 2]
     assert data.supervised == sum((batch.labels_N >= 0).sum() for _, batch in data.batches)
     assert data.tokens < data.slots
@@ -171,7 +172,7 @@ def test_steps_made_together_each_say_their_own_samples(shards: Path) -> None:
         seen = [data.drawn[0] for _, data, _ in steps_ahead(feed, 1, 3)]
         assert seen == [feed.step(step).drawn[0] for step in (1, 2, 3)]
         assert len({sample_id for drawn in seen for sample_id in drawn.sample_ids}) == 6 == TRAIN[task]
-        place = int(feed.plan.step(2)[task].rows[0])
+        place = int(feed.plan.draw(task, 2).indices[0])
         assert seen[1].sample_ids[0] == feed.train[task].read(place).sample_id
 
 
@@ -236,7 +237,7 @@ def test_rows_marked_test_are_never_read(tmp_path: Path) -> None:
     changed = [type(e)(**{**vars(e), "path": "train/text-00000.arrow", "split": "train"}) for e in entries]
     write_manifest(folder, type(manifest)(**{**vars(manifest), "shards": (*changed, *kept)}))
     with pytest.raises(UserError, match=r"test"):
-        open_shards(folder)
+        open_verified(folder)
     with pytest.raises(UserError, match=r"marked test, which is never trained on"):
         _feed(folder, task="text")
 

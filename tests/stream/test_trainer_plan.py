@@ -14,7 +14,7 @@ from trainer_shards import realistic_lengths
 from janus.common.errors import UserError
 from janus.prompts import TASK_ORDER
 from trainer.stream.mix import counts_per_step, cut, default_batch_size, step_ratio
-from trainer.stream.plan import Plan, by_hash, calls_apart, deal, null_prompt, random_words
+from trainer.stream.plan import Plan, by_hash, deal, level, null_prompt, random_words
 
 RATIOS = st.tuples(*[st.integers(0, 6)] * 3).filter(any)
 
@@ -64,9 +64,9 @@ def test_dealt_groups_hold_every_row_once_and_weigh_nearly_the_same(
 ) -> None:
     head %= count
     words = _words(len(weights), key)
-    order = deal(weights, words[None], count, head)[0]
+    order = deal(weights, words, count, head)
     assert sorted(order.tolist()) == list(range(len(weights)))
-    np.testing.assert_array_equal(order, deal(weights, words[None], count, head)[0])
+    np.testing.assert_array_equal(order, deal(weights, words, count, head))
     groups = max(len(weights) - head, 0) // count
     whole, loose = np.split(order[min(head, len(order)) :], [groups * count])
     assert len(loose) < count
@@ -86,7 +86,7 @@ def test_dealt_groups_hold_every_row_once_and_weigh_nearly_the_same(
 def test_deal_counts_head_groups_and_tail(size: int, count: int, head: int) -> None:
     """Also where there are fewer rows than a group, or than the head, and where no group is whole."""
     weights = np.arange(size, dtype=float)
-    order = deal(weights, _words(size)[None], count, head)[0]
+    order = deal(weights, _words(size), count, head)
     assert sorted(order.tolist()) == list(range(size))
     whole = order[head : head + max(size - head, 0) // count * count]
     middle = np.abs(weights - weights.mean())
@@ -95,17 +95,9 @@ def test_deal_counts_head_groups_and_tail(size: int, count: int, head: int) -> N
     assert not len(whole) or not len(outside) or outside.max() <= middle[whole].min()
 
 
-def test_epochs_dealt_together_are_those_dealt_alone() -> None:
-    for size, count, head in ((9, 4, 0), (9, 4, 3), (3, 8, 2), (50, 3, 1)):
-        weights, words = _words(size, 9) / 2.0**64, np.stack([_words(size, key) for key in range(5)])
-        together = deal(weights, words, count, head)
-        alone = [deal(weights, of_epoch[None], count, head)[0] for of_epoch in words]
-        np.testing.assert_array_equal(together, alone)
-
-
 def test_deal_orders_differ_with_the_words_and_groups_are_not_sorted() -> None:
     weights = realistic_lengths("text")[0]
-    one, other = (deal(weights, _words(len(weights), key)[None], 4, 0)[0] for key in range(2))
+    one, other = (deal(weights, _words(len(weights), key), 4, 0) for key in range(2))
     assert not np.array_equal(one, other)
     assert (one == other).mean() < 0.02
     firsts = weights[one.reshape(-1, 4)[:, 0]]
@@ -119,7 +111,7 @@ def test_samples_meet_others_in_the_next_epoch(task: str) -> None:
     weights, count = tokens / tokens.mean() + supervised / supervised.mean(), 8
     met = []
     for key in range(2):
-        order = deal(weights, _words(len(weights), key)[None], count, 0)[0]
+        order = deal(weights, _words(len(weights), key), count, 0)
         groups = np.sort(order[: len(order) // count * count].reshape(-1, count))
         met.append({(a, b) for group in groups.tolist() for a in group for b in group if a < b})
     again = len(met[0] & met[1]) / len(met[0])
@@ -139,7 +131,7 @@ def _fullest_within_2_percent(task: str, count: int) -> None:
     tokens, supervised = realistic_lengths(task)
     weights = tokens / tokens.mean() + supervised / supervised.mean()
     for key in range(3):
-        order = deal(weights, _words(len(weights), key)[None], count, key)[0]
+        order = deal(weights, _words(len(weights), key), count, key)
         groups = (len(order) - key) // count
         sums = tokens[order[key : key + groups * count]].reshape(groups, count).sum(1)
         assert sums.max() <= 1.02 * tokens.mean() * count
@@ -150,10 +142,10 @@ def _fullest_within_2_percent(task: str, count: int) -> None:
 def test_calls_of_a_step_hold_its_samples_and_weigh_nearly_the_same(weights: list, rows: int) -> None:
     count = min(map(len, weights))
     steps = np.stack([some[:count] for some in weights])
-    orders = calls_apart(steps, rows)
+    orders = level(steps, rows)
     for weight, order in zip(steps, orders, strict=True):
         assert sorted(order.tolist()) == list(range(count))
-        np.testing.assert_array_equal(calls_apart(weight[None], rows)[0], order)
+        np.testing.assert_array_equal(level(weight[None], rows)[0], order)
         whole = weight[order[: count // rows * rows]]
         if len(whole):
             assert np.ptp(whole.reshape(-1, rows).sum(1)) <= np.ptp(whole) + 1e-9
@@ -177,11 +169,11 @@ def test_each_row_once_before_any_comes_twice(sizes: tuple, counts: tuple, rows:
     plan = _plan(seed, *(dict(zip(tasks, pair, strict=True)) for pair in (sizes, counts, rows)))
     steps = 25
     for task, size, count in zip(tasks, sizes, counts, strict=True):
-        draws = [plan.step(step)[task] for step in range(1, steps + 1)]
-        assert all(len(draw.rows) == len(draw.epochs) == count for draw in draws)
+        draws = [plan.draw(task, step) for step in range(1, steps + 1)]
+        assert all(len(draw.indices) == len(draw.epochs) == count for draw in draws)
         # Within a step calls decide the order, so that epochs tell which comes before which.
         epochs = np.concatenate([draw.epochs for draw in draws])
-        sequence = np.concatenate([draw.rows for draw in draws])
+        sequence = np.concatenate([draw.indices for draw in draws])
         assert sorted(epochs.tolist()) == (np.arange(steps * count) // size).tolist()
         assert all(draw.epochs.max() <= after.epochs.min() for draw, after in pairwise(draws))
         for epoch in range(epochs.max() + 1):
@@ -200,8 +192,8 @@ def test_how_a_step_is_cut_into_calls_does_not_change_its_samples(
 ) -> None:
     one, other = (_plan(3, {"t2i": size}, {"t2i": count}, {"t2i": some}) for some in (rows, other_rows))
     for step in range(1, 20):
-        left, right = one.step(step)["t2i"], other.step(step)["t2i"]
-        pairs = [sorted(zip(d.rows.tolist(), d.epochs.tolist(), strict=True)) for d in (left, right)]
+        left, right = one.draw("t2i", step), other.draw("t2i", step)
+        pairs = [sorted(zip(d.indices.tolist(), d.epochs.tolist(), strict=True)) for d in (left, right)]
         assert pairs[0] == pairs[1]
 
 
@@ -215,21 +207,21 @@ def test_the_fullest_call_is_that_of_all_steps_tried_one_by_one(
     sizes = (_words(size, "sizes") % np.uint64(900)).astype(np.int64)
     calls = [
         sizes[drawn[start : start + rows]].sum()
-        for drawn in (plan.step(step)["text"].rows for step in range(1, steps + 1))
+        for drawn in (plan.draw("text", step).indices for step in range(1, steps + 1))
         for start in range(0, count, rows)
     ]
-    assert plan.fullest("text", steps, sizes) == max(calls)
+    assert plan.sizes("text", steps, sizes).sum(1).max() == max(calls)
 
 
 def test_the_fullest_call_of_a_long_run_is_not_missed_where_it_is_looked_for_in_parts() -> None:
     """Epochs of 7001 rows, 4 a step: the 5000 steps reach over 4096, where `fullest` begins anew."""
     # Equal weights: samples of one call are not together again in another epoch.
     plan = Plan(1, {"vqa": np.ones(7001)}, {"vqa": 4}, {"vqa": 2})
-    drawn = [plan.step(step)["vqa"].rows for step in range(1, 5001)]
+    drawn = [plan.draw("vqa", step).indices for step in range(1, 5001)]
     for chosen in (drawn[4095][:2], drawn[4096][:2], drawn[4999][2:]):
         sizes = np.zeros(7001, np.int64)
         sizes[chosen] = 10
-        assert plan.fullest("vqa", 5000, sizes) == 20
+        assert plan.sizes("vqa", 5000, sizes).sum(1).max() == 20
 
 
 @pytest.mark.parametrize(("size", "count"), [(23, 2), (27, 4), (30, 4), (43, 8)])
@@ -243,10 +235,10 @@ def test_steps_stay_whole_groups_over_the_end_of_an_epoch(size: int, count: int)
     sums: dict[int, list[float]] = {}
     across = set()
     for step in range(1, 4 * size + 1):
-        draw = plan.step(step)["t2i"]
+        draw = plan.draw("t2i", step)
         epochs = set(draw.epochs.tolist())
         if len(epochs) == 1:
-            sums.setdefault(epochs.pop(), []).append(weights[draw.rows].sum())
+            sums.setdefault(epochs.pop(), []).append(weights[draw.indices].sum())
         else:
             across.add(step)
     assert across == {-(-epoch * size // count) for epoch in range(1, 4 * count + 1) if epoch * size % count}
@@ -257,21 +249,23 @@ def test_steps_stay_whole_groups_over_the_end_of_an_epoch(size: int, count: int)
 def test_a_step_is_a_function_of_seed_and_number_alone() -> None:
     sizes, counts, rows = {"text": 50, "t2i": 30}, {"text": 3, "t2i": 2}, {"text": 2, "t2i": 2}
     forward, backward = _plan(7, sizes, counts, rows), _plan(7, sizes, counts, rows)
-    there = [forward.step(step) for step in range(1, 40)]
-    back = [backward.step(step) for step in reversed(range(1, 40))][::-1]
-    for one, other in zip(there, back, strict=True):
-        for task in sizes:
-            np.testing.assert_array_equal(one[task].rows, other[task].rows)
-            np.testing.assert_array_equal(one[task].epochs, other[task].epochs)
+    for task in sizes:
+        ahead = [forward.draw(task, step) for step in range(1, 40)]
+        back = [backward.draw(task, step) for step in reversed(range(1, 40))][::-1]
+        together = forward.draw(task, 1, 39)
+        for name in ("indices", "epochs"):
+            one, other = (np.concatenate([getattr(draw, name) for draw in draws]) for draws in (ahead, back))
+            np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(one, getattr(together, name))
     # One task's order does not depend on the others being there; another seed's, epoch's, task's is another.
     alone = _plan(7, {"text": 50}, {"text": 3}, {"text": 2})
-    np.testing.assert_array_equal(alone.step(5)["text"].rows, there[4]["text"].rows)
-    orders, other_seed = (_plan(seed, sizes, counts, rows).orders for seed in (7, 8))
-    assert not np.array_equal(orders("text", 0)[0], other_seed("text", 0)[0])
-    assert not np.array_equal(orders("text", 0)[0], orders("text", 0)[1])
+    np.testing.assert_array_equal(alone.draw("text", 5).indices, forward.draw("text", 5).indices)
+    order, other_seed = (_plan(seed, sizes, counts, rows).order for seed in (7, 8))
+    assert not np.array_equal(order("text", 0), other_seed("text", 0))
+    assert not np.array_equal(order("text", 0), order("text", 1))
     same = dict.fromkeys(("text", "t2i"), np.ones(50))
     count = dict.fromkeys(same, 1)
-    assert not np.array_equal(*(Plan(7, same, count, count).orders(task, 0)[0] for task in same))
+    assert not np.array_equal(*(Plan(7, same, count, count).order(task, 0) for task in same))
 
 
 def test_one_tasks_weights_do_not_touch_another() -> None:
@@ -280,18 +274,19 @@ def test_one_tasks_weights_do_not_touch_another() -> None:
     one = Plan(7, weights, counts, counts)
     other = Plan(7, {**weights, "t2i": weights["t2i"][::-1]}, counts, counts)
     for step in range(1, 60):
-        np.testing.assert_array_equal(one.step(step)["text"].rows, other.step(step)["text"].rows)
+        np.testing.assert_array_equal(one.draw("text", step).indices, other.draw("text", step).indices)
     assert any(
-        not np.array_equal(one.step(step)["t2i"].rows, other.step(step)["t2i"].rows) for step in range(1, 60)
+        not np.array_equal(one.draw("t2i", step).indices, other.draw("t2i", step).indices)
+        for step in range(1, 60)
     )
 
 
 def test_the_order_stays_what_it_was_in_older_versions() -> None:
     weights = np.array([3.0, 1.0, 2.0, 7.0, 5.0, 4.0, 6.0, 8.0, 2.5])
     plan = Plan(0, {"vqa": weights}, {"vqa": 4}, {"vqa": 2})
-    assert plan.orders("vqa", 0)[0].tolist() == [3, 6, 8, 2, 7, 4, 0, 1, 5]
-    assert plan.orders("vqa", 0)[1].tolist() == [4, 5, 8, 7, 3, 2, 1, 6, 0]
-    assert [plan.step(step)["vqa"].rows.tolist() for step in (1, 3)] == [[3, 2, 6, 8], [4, 8, 5, 5]]
+    assert plan.order("vqa", 0).tolist() == [3, 6, 8, 2, 7, 4, 0, 1, 5]
+    assert plan.order("vqa", 1).tolist() == [4, 5, 8, 7, 3, 2, 1, 6, 0]
+    assert [plan.draw("vqa", step).indices.tolist() for step in (1, 3)] == [[3, 2, 6, 8], [4, 8, 5, 5]]
     assert random_words(2, 0, "vqa", "order", 0).tolist() == [16291792567289745522, 4925234843638997292]
     assert by_hash(["a", "b", "c", "d"]).tolist() == [3, 1, 2, 0]
 

@@ -17,10 +17,10 @@ from janus.common.files import hash_file
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
-from shards.block import RowBlock
 from shards.manifest import Manifest, SourceCounts, write_manifest
-from shards.schema import FIELDS, Fields, Sample
+from shards.schema import Sample
 from shards.write import write_shards
+from trainer.stream.shapes import BatchShape, ImageShape, shape_for
 
 WORDS = [f"w{i}" for i in range(20)]
 SIDE, TOKENS, CODES = 64, 16, 48
@@ -133,20 +133,12 @@ def make_trainable(
     return folder
 
 
-def block_of(samples: Sequence[Sample]) -> RowBlock:
-    """The samples as rows of shards side by side."""
-    return RowBlock.of(list(map(fields_of, samples)))
-
-
-def fields_of(sample: Sample) -> Fields:
-    """The sample as it lies in a shard, but for what no graph needs."""
-    row = dict.fromkeys(FIELDS, b"")
-    row |= {name: getattr(sample, name).encode() for name in ("sample_id", "task", "split")}
-    row["input_ids"] = sample.input_ids.astype(np.int32).tobytes()
-    row["span_starts"], row["span_ends"] = (
-        column.tobytes() for column in sample.supervised.T.astype(np.int32)
-    )
-    images = {name: getattr(sample, name) for name in ("image", "image_tokens")}
-    return list(
-        (row | {n: None if array is None else array.tobytes() for n, array in images.items()}).values()
-    )
+def shape_of(
+    task: str, samples: Sequence[Sample], image: ImageShape, rows: int | None = None, spare: int = 0
+) -> BatchShape:
+    """The shape of a micro-batch with room for `spare` more samples, in `rows` or each in its own."""
+    lengths, supervised = np.zeros((2, 1, len(samples) + spare), np.int64)
+    lengths[0, : len(samples)] = [len(sample.input_ids) for sample in samples]
+    supervised[0, : len(samples)] = [int(np.diff(sample.supervised).sum()) for sample in samples]
+    saved = {"rows": rows or len(samples) + spare, "length": 0, "tokens": 0, "states": 0}
+    return shape_for(task, lengths, supervised, image, saved=saved)

@@ -28,6 +28,7 @@ from janus.common.files import read_json
 from janus.generate.generate import Generator, Prompt, Sampling
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer, load_tokenizer
+from shards.check import open_verified
 from shards.manifest import TOKENIZER
 from shards.read import ShardSet
 from shards.schema import Sample
@@ -43,9 +44,9 @@ from trainer.evaluate.metrics import (
 )
 from trainer.evaluate.predictions import prediction_row, write_results
 from trainer.evaluate.pubmedqa import PubmedQuestions, find_questions
-from trainer.run.open import check_model, open_shards
-from trainer.stream.batch import ImageShape
-from trainer.stream.feed import choose
+from trainer.run.open import check_model
+from trainer.stream.feed import select_rows
+from trainer.stream.shapes import ImageShape
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
@@ -65,8 +66,7 @@ class _Opened:
     @property
     def image(self) -> ImageShape:
         """An image as the model takes it."""
-        sizes = self.folder.config
-        return ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
+        return ImageShape.of(self.folder.config)
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -104,7 +104,7 @@ def _shown(value: float) -> str:
 
 
 def _open(config: EvalConfig) -> _Opened:
-    shards = open_shards(config.shards)
+    shards = open_verified(config.shards)
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(config.model, tokenizer.folder)
     tasks = [task for split, task in shards.splits_tasks() if split == config.split]
@@ -114,7 +114,7 @@ def _open(config: EvalConfig) -> _Opened:
     check_model(config.model, tasks, folder, shards, tokenizer)
     samples = {}
     for task in tasks:
-        used = choose(shards.rows(config.split, task), (), config.samples)
+        used = select_rows(shards.rows(config.split, task), (), config.samples)
         samples[task] = [used.read(place) for place in range(len(used))]
     pubmed = None
     if config.pubmedqa_test:

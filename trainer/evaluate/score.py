@@ -14,14 +14,11 @@ import numpy as np
 from janus.common.graph_cache import network_graphs
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
-from shards.block import RowBlock
-from shards.schema import FIELDS, PLACE, Fields, Sample
+from shards.schema import RowBlock, Sample
 from trainer.evaluate.metrics import Score
-from trainer.stream.batch import Batch, BatchShape, ImageShape, round_up, shape_for
 from trainer.stream.collate import collate
-from trainer.stream.feed import in_calls
-from trainer.stream.pack import cheapest_rows, fullest_row
-from trainer.stream.plan import deal, random_words
+from trainer.stream.plan import deal, random_words, sample_weights
+from trainer.stream.shapes import Batch, ImageShape, in_micro_batches, shape_for
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
@@ -51,34 +48,12 @@ def _batches(
     """(places of the samples, their batch), dealt so that batches weigh nearly the same."""
     tokens = np.array([len(sample.input_ids) for sample in samples])
     states = np.array([np.diff(sample.supervised).sum() for sample in samples])
-    weights = tokens / tokens.mean() + states / states.mean()
     rows = min(rows, len(samples))
-    order = deal(weights, random_words(len(samples), task, "score")[None], rows, 0)[0]
-    shape = _shape(task, rows, tokens[order], states[order], image)
+    order = deal(sample_weights(tokens, states), random_words(len(samples), task, "score"), rows, 0)
+    tokens_MN, states_MN = (in_micro_batches(numbers[order], rows) for numbers in (tokens, states))
+    shape = shape_for(task, tokens_MN, states_MN, image)
     for start in range(0, len(order), rows):
         places = order[start : start + rows]
-        call = RowBlock.of([_row(samples[i]) for i in places])
-        (batch,) = collate(task, call, [len(call)], shape, special, held_out=True)
+        block = RowBlock.of([samples[i] for i in places])
+        (batch,) = collate(task, block, [len(block)], shape, special, held_out=True)
         yield places, batch
-
-
-def _shape(task: str, samples: int, tokens: np.ndarray, states: np.ndarray, image: ImageShape) -> BatchShape:
-    calls, longest = in_calls(tokens, samples), int(tokens.max())
-    rows = cheapest_rows(calls, lambda slots: round_up(slots + 1))
-    grid = rows, fullest_row(calls, rows)
-    fullest = [int(in_calls(sizes, samples).sum(1).max()) for sizes in (tokens, states)]
-    return shape_for(task, samples, grid, longest, fullest[0], fullest[1], longest, image)
-
-
-def _row(sample: Sample) -> Fields:
-    """The sample as the row that `collate` takes: of its fields those that decide a batch."""
-    row: list[bytes | None] = [None] * len(FIELDS)
-    for name in ("sample_id", "task", "split"):
-        row[PLACE[name]] = getattr(sample, name).encode()
-    row[PLACE["input_ids"]] = sample.input_ids.tobytes()
-    for name, ends_N in zip(("span_starts", "span_ends"), sample.supervised.T, strict=True):
-        row[PLACE[name]] = ends_N.tobytes()
-    for name in ("image", "image_tokens"):
-        array = getattr(sample, name)
-        row[PLACE[name]] = None if array is None else array.tobytes()
-    return row

@@ -37,7 +37,7 @@ def step_rows(step: int, data: StepData) -> pa.Table:
     before = 0  # micro-batches of the tasks before
     for drawn in data.drawn:
         for i, (sample_id, epoch) in enumerate(zip(drawn.sample_ids, drawn.epochs, strict=True)):
-            rows.append((step, drawn.task, sample_id, epoch, before + i // drawn.a_call))
+            rows.append((step, drawn.task, sample_id, epoch, before + i // drawn.micro_batch))
         before = rows[-1][-1] + 1
     columns = zip(zip(*rows, strict=True), _PLAIN, strict=True)
     return pa.table([pa.array(column, field.type) for column, field in columns], _PLAIN)

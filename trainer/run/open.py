@@ -16,8 +16,9 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import hash_file
 from janus.tokens import JanusTokenizer, load_tokenizer
+from shards.check import open_verified
 from shards.manifest import MANIFEST, TOKENIZER
-from shards.read import ShardSet, verify_folder
+from shards.read import ShardSet
 from trainer.config import TrainConfig
 from trainer.run.checkpoint import (
     SHAPES,
@@ -29,9 +30,9 @@ from trainer.run.checkpoint import (
     resumed_state,
 )
 from trainer.run.folder import lock_folder, named_folder, next_free_folder
-from trainer.stream.batch import ImageShape
 from trainer.stream.feed import Feed
 from trainer.stream.mix import cut
+from trainer.stream.shapes import ImageShape
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
@@ -83,15 +84,13 @@ def open_run(
     if out and resume:
         lock_folder(out, lock)
         checkpoint = newest_checkpoint(out, click.echo)
-    shards = open_shards(Path(config.shards))
+    shards = open_verified(Path(config.shards))
     now = fingerprint(config, hash_file(shards.folder / MANIFEST))
     kept = kept_shapes(checkpoint, now, accepted) if checkpoint else {}
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
     check_model(config.model, config.counts, folder, shards, tokenizer)
-    sizes = folder.config
-    image = ImageShape(sizes.vision.image_size, sizes.num_image_tokens, sizes.vq.num_embeddings)
-    feed = Feed(shards, config, tokenizer.special, image, kept)
+    feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), kept)
     now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
     state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
     if not resume:
@@ -100,20 +99,6 @@ def open_run(
         named_folder(config, resume)  # another run may have begun there while this one opened its shards
     assert out is not None
     return Run(config, out, shards, folder, tokenizer, feed, state, checkpoint)
-
-
-def open_shards(path: Path) -> ShardSet:
-    """Check a folder of shards against its manifest and open it.
-
-    Raises UserError naming what differs.
-    """
-    if problems := verify_folder(path):
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(
-            f"{path}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or accept "
-            f"them as found (shards seal {path})"
-        )
-    return ShardSet.open(path)
 
 
 def check_model(
@@ -174,7 +159,7 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
         say(
             f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {validation} "
             f"for validation; {micro_batches} × {shape.samples} samples in {shape.tokens} tokens, "
-            f"{shape.states} states, attention {shape.rows} × {shape.length}² a micro-batch"
+            f"{shape.states} states, attention {shape.attention_rows} × {shape.length}² a micro-batch"
         )
     longer = " (more than the run has)" if config.warmup_steps > config.steps else ""
     say(

@@ -49,9 +49,9 @@ def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]
 
 
 def cut(count: int, micro_batch: int) -> tuple[int, int]:
-    """(calls, rows): how `count` samples are cut into equal micro-batches of at most `micro_batch` rows.
+    """(micro-batches, samples of each): `count` samples cut evenly into as few as hold `micro_batch` at most.
 
-    Evenly, so that as few rows as possible are empty: 5 by at most 4 is 2 calls of 3 rows.
+    Evenly, so that as few places as possible are empty: 5 by at most 4 is 2 micro-batches of 3.
     """
-    calls = -(-count // micro_batch)
-    return calls, -(-count // calls)
+    micro_batches = -(-count // micro_batch)
+    return micro_batches, -(-count // micro_batches)

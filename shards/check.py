@@ -1,0 +1,238 @@
+"""Whether a folder of shards is as its manifest says: checked in full, checked where it changed, sealed.
+
+A full check hashes every file and every row. What passed is noted in a *stamp* with each file's size and
+times, so that the next start hashes only files that have changed since. A change that leaves size and times
+alone is found when the row is read. The stamp lies beside the manifest; where that folder cannot be written
+to, in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+
+from janus.common.console import track
+from janus.common.errors import UserError
+from janus.common.files import hash_file, write_text
+from shards.manifest import (
+    MANIFEST,
+    PICTURES,
+    SHARD_PATH,
+    TOKENIZER,
+    Manifest,
+    ShardEntry,
+    SourceCounts,
+    folder_problems,
+    load_manifest,
+    shard_files,
+    write_manifest,
+)
+from shards.read import CHUNK, Rows, ShardSet, open_shard, row_problem
+from shards.schema import CONTENT_SCHEMA
+from shards.write import write_shards
+
+STAMP = ".checked.json"
+SHOWN_BYTES = 1 << 30
+"""A check of fewer bytes is over before anybody wonders."""
+
+_Facts = list[int]
+"""Size, time of the last change of content and of the file itself, in ns."""
+
+
+def open_verified(folder: Path) -> ShardSet:
+    """Open shards all of which have passed a full check since they last changed; check those that have not.
+
+    Raises UserError naming what differs from the manifest.
+    """
+    if problems := verify_folder(folder, os.cpu_count() or 1, _stamped(folder)):
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            f"{folder}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or accept "
+            f"them as found (shards seal {folder})"
+        )
+    return ShardSet.open(folder)
+
+
+def verify_folder(folder: Path, workers: int = 2, stamped: Mapping[str, _Facts] | None = None) -> list[str]:
+    """Hash every file and every row again: one line for each that differs, none if all is as written.
+
+    stamped: files that are passed over if they still look like this. Writes the stamp if nothing differs.
+    Raises UserError only if there is no readable manifest to compare with.
+    """
+    manifest = load_manifest(folder)
+    problems = folder_problems(folder, manifest)
+    named = {problem.partition(":")[0] for problem in problems}
+    facts = {e.path: _facts(folder / e.path) for e in manifest.shards if e.path not in named}
+    changed = [e for e in manifest.shards if e.path in facts and facts[e.path] != (stamped or {}).get(e.path)]
+    problems += _differences(folder, changed, workers)
+    if changed and not problems:
+        _write_stamp(folder, facts)
+    return problems
+
+
+def _differences(folder: Path, entries: Sequence[ShardEntry], workers: int) -> list[str]:
+    """What differs in these shards, all of the right size."""
+    total, problems = sum(entry.bytes for entry in entries), []
+    shown = track("checking shards", len(entries), "files") if total >= SHOWN_BYTES else nullcontext(int)
+    with ThreadPoolExecutor(workers) as pool, shown as advance:  # hashing lets other threads run
+        for found in pool.map(lambda entry: _shard_problems(folder, entry), entries):
+            problems += found
+            advance()
+    return problems
+
+
+def _shard_problems(folder: Path, entry: ShardEntry) -> list[str]:
+    """The file's hash first, then the rows it lies in."""
+    problems = []
+    if hash_file(folder / entry.path) != entry.sha256:
+        problems.append(f"{entry.path}: sha256 differs from the manifest")
+    try:
+        rows = open_shard(folder, entry)
+    except UserError as error:
+        return [*problems, error.message.replace(str(folder / entry.path), entry.path)]
+    tokens = 0
+    for start in range(0, len(rows), CHUNK):
+        indices = np.arange(start, min(start + CHUNK, len(rows)))
+        try:
+            tokens += _tokens(rows, indices, entry)
+        except Exception:
+            found = ((i, _row_problem(rows, i, entry)) for i in indices.tolist())
+            problems += [f"{entry.path}: row {i} {problem}" for i, problem in found if problem]
+    if tokens != entry.tokens and not problems:
+        problems.append(f"{entry.path}: {tokens} tokens, the manifest says {entry.tokens}")
+    return problems
+
+
+def _tokens(rows: Rows, indices: np.ndarray, entry: ShardEntry) -> int:
+    """Tokens of these rows. Raises some error if one of them is not whole or in the wrong place."""
+    found = rows.rows(indices)
+    block = found.block()
+    if found.hashes() != rows.stored_hashes(indices):
+        raise ValueError("content does not match its xxh3")
+    if {*block.splits, *block.tasks} != {entry.split, entry.task}:
+        raise ValueError("of another split or task")
+    return int(block.lengths_R.sum())
+
+
+def _row_problem(rows: Rows, index: int, entry: ShardEntry) -> str | None:
+    if problem := row_problem(rows, index):
+        return problem
+    block = rows.rows(np.array([index])).block()
+    place = f"{block.splits[0]}/{block.tasks[0]}"
+    return None if place == f"{entry.split}/{entry.task}" else f"({block.sample_ids[0]}): is {place}"
+
+
+def _facts(path: Path) -> _Facts:
+    # The inode's own time moves when a file is copied or put in place with an older time of content.
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _stamped(folder: Path) -> Mapping[str, _Facts]:
+    """What the files were like that passed a full check against the manifest as it is now."""
+    for path in (folder / STAMP, _cached_stamp(folder)):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(path.read_bytes())
+            if content["manifest"] == hash_file(folder / MANIFEST):
+                return dict(content["files"])
+    return {}
+
+
+def _write_stamp(folder: Path, facts: Mapping[str, _Facts]) -> None:
+    text = json.dumps({"manifest": hash_file(folder / MANIFEST), "files": facts}, indent=1)
+    for path in (folder / STAMP, _cached_stamp(folder)):
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+            return
+
+
+def _cached_stamp(folder: Path) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return Path(base) / "janus-tune" / "shards" / f"{name}.json"
+
+
+def seal(folder: Path) -> list[str]:
+    """Accept shards as found: write a manifest for them that records date and differences, which it returns.
+
+    Changed shards are written again, so that each row's xxh3 fits its content; texts and ids are taken as
+    they are. Files may have been added or removed. Nothing is written if nothing differs. Raises UserError
+    naming a shard whose rows contradict themselves, their folder or the schema.
+    """
+    manifest, differences = load_manifest(folder), verify_folder(folder)
+    if not differences:
+        return []
+    named = {difference.partition(":")[0] for difference in differences}
+    if not (folder / TOKENIZER).is_file():
+        raise UserError(f"{folder}: no {TOKENIZER}; put back the tokenizer that the ids are of")
+    whole = {entry.path: entry for entry in manifest.shards if entry.path not in named}
+    entries = [whole.get(path) or _rewrite(folder, path, manifest) for path in shard_files(folder)]
+    if not entries:
+        raise UserError(f"{folder}: holds no shards; build them again")
+    preprocessing = {
+        name: value for name, value in manifest.preprocessing.items() if name != "pictures_sha256"
+    }
+    if (folder / PICTURES).is_file():
+        preprocessing["pictures_sha256"] = hash_file(folder / PICTURES)
+    record = {"date": date.today().isoformat(), "differences": differences}
+    sealed = replace(
+        manifest,
+        tokenizer={**manifest.tokenizer, "sha256": hash_file(folder / TOKENIZER)},
+        preprocessing=preprocessing,
+        counts=_counts(folder, entries, manifest.counts),
+        shards=tuple(entries),
+        sealed=(*manifest.sealed, record),
+    )
+    write_manifest(folder, sealed)
+    return differences
+
+
+def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
+    """Write a shard's rows again, with their hashes; gives its entry."""
+    path, match = folder / name, SHARD_PATH.fullmatch(name)
+    if match is None or path.suffix != ".arrow" or manifest.format != "arrow":
+        raise UserError(f"{path}: only Arrow shards named as `pipelines` names them can be sealed; remove it")
+    split, task, _ = match.groups()
+    with TemporaryDirectory(dir=folder, prefix=".tmp-seal-") as tmp:
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().select(CONTENT_SCHEMA.names)
+            (entry,) = write_shards(
+                table.to_batches(),
+                Path(tmp),
+                split=split,
+                task=task,
+                image_size=manifest.image_size,
+                shard_bytes=sys.maxsize,
+            )
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path}: cannot be sealed ({error}); mend or remove it") from None
+        (Path(tmp) / entry.path).replace(path)
+    return replace(entry, path=name)
+
+
+def _counts(
+    folder: Path, entries: Iterable[ShardEntry], old: Mapping[str, SourceCounts]
+) -> Mapping[str, SourceCounts]:
+    """Rows of each source as found; what had been rejected stays."""
+    written: Counter[str] = Counter()
+    for entry in entries:
+        written.update(open_shard(folder, entry).column("source").to_pylist())
+    rejected = {name: dict(old[name].rejected) if name in old else {} for name in {*old, *written}}
+    return {
+        name: SourceCounts(written[name] + sum(reasons.values()), reasons, written[name])
+        for name, reasons in rejected.items()
+    }

@@ -1,0 +1,282 @@
+"""Rows in bulk, as the bytes that a shard holds, and their content hash.
+
+Arrow's own scalars cost about as much per value as a whole row costs here, and they trust the offsets they
+find. So where the fields of many rows lie is computed from the offsets at once, and each field is a slice of
+a memoryview, which clips at the end of the buffer: a damaged shard gives wrong bytes (which the hash tells),
+never a read outside the file.
+"""
+
+# Shapes: R rows of a block, N rows of all batches, F fields.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from shards.schema import CONTENT_SCHEMA, FIELDS, TEXT_FIELDS, RowBlock, Sample
+
+_PLACE = {name: place for place, name in enumerate(FIELDS)}
+_SIDES = ("user", "assistant")
+_DERIVED = ("history_user_lengths", "history_assistant_lengths", "num_tokens")
+"""Fields that only count what other fields hold."""
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Rows as they lie in a shard. columns: per entry of FIELDS each row's bytes, empty for null.
+
+    lengths_RF: how many bytes, int64, −1 for null.
+    """
+
+    columns: list[Sequence[Any]]
+    lengths_RF: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Any]]) -> RowBytes:
+        """At least one row, each with the bytes of every field, None for null."""
+        lengths = [[-1 if field is None else len(field) for field in row] for row in rows]
+        columns: list[Sequence[Any]] = [
+            [b"" if field is None else field for field in column] for column in zip(*rows, strict=True)
+        ]
+        return cls(columns, np.array(lengths, np.int64))
+
+    def hashes(self) -> list[int]:
+        """Each row's content hash: xxh3_64 of all lengths (int64, −1 for null), then of all bytes.
+
+        The lengths in front keep two rows apart whose bytes only agree when joined.
+        """
+        lengths = np.ascontiguousarray(self.lengths_RF).view(f"V{8 * len(FIELDS)}")[:, 0].tolist()
+        small = map(b"".join, zip(lengths, *self.columns[:-1], strict=True))
+        return list(map(_hash, small, self.columns[-1]))
+
+    def block(self) -> RowBlock:
+        """The fields that batches are made of. A damaged row may raise anything."""
+        return RowBlock(
+            sample_ids=self._texts("sample_id"),
+            tasks=self._texts("task"),
+            splits=self._texts("split"),
+            lengths_R=self._lengths("input_ids") // 4,
+            ids_K=self._numbers("input_ids"),
+            spans_R=self._lengths("span_starts") // 4,
+            starts_L=self._numbers("span_starts"),
+            ends_L=self._numbers("span_ends"),
+            images=[self._array(i, "image", np.uint8) for i in range(len(self.lengths_RF))],
+            image_tokens=[self._array(i, "image_tokens", np.uint16) for i in range(len(self.lengths_RF))],
+        )
+
+    def sample(self, i: int, image_size: int) -> Sample:
+        """Row i with its texts. A damaged row may raise anything."""
+        row = {name: self.columns[place][i] for name, place in _PLACE.items()}
+        texts: dict[str, Any] = {name: str(row[name], "utf-8") for name in TEXT_FIELDS}
+        if self._lengths("image_sha256")[i] < 0:
+            texts["image_sha256"] = None
+        turns = [_split(row[f"history_{side}_lengths"], row[f"history_{side}"]) for side in _SIDES]
+        starts, ends = (np.frombuffer(row[name], np.int32) for name in ("span_starts", "span_ends"))
+        image = self._array(i, "image", np.uint8)
+        return Sample(
+            **texts,
+            history=tuple(zip(*turns, strict=True)),
+            input_ids=np.frombuffer(row["input_ids"], np.int32),
+            supervised=np.stack([starts, ends], 1),
+            image=None if image is None else image.reshape(image_size, image_size, 3),
+            image_tokens=self._array(i, "image_tokens", np.uint16),
+        )
+
+    def _lengths(self, name: str) -> np.ndarray:
+        return self.lengths_RF[:, _PLACE[name]]
+
+    def _texts(self, name: str) -> list[str]:
+        return [str(field, "utf-8") for field in self.columns[_PLACE[name]]]
+
+    def _numbers(self, name: str) -> np.ndarray:
+        return np.frombuffer(b"".join(self.columns[_PLACE[name]]), np.int32)
+
+    def _array(self, i: int, name: str, kind: type[np.generic]) -> np.ndarray | None:
+        place = _PLACE[name]
+        return None if self.lengths_RF[i, place] < 0 else np.frombuffer(self.columns[place][i], kind)
+
+
+def _hash(small: bytes, image: Any) -> int:
+    """small: the lengths and all fields but the image, joined."""
+    if not image:
+        return xxhash.xxh3_64_intdigest(small)
+    digest = xxhash.xxh3_64(small)
+    digest.update(image)
+    return digest.intdigest()
+
+
+def _split(lengths: Any, data: Any) -> list[str]:
+    ends = np.cumsum(np.frombuffer(lengths, np.int32)).tolist()
+    return [str(data[lo:hi], "utf-8") for lo, hi in zip([0, *ends], ends, strict=False)]
+
+
+class ArrowRows:
+    """The rows of record batches of SCHEMA or CONTENT_SCHEMA. Holds their buffers; nothing is copied."""
+
+    def __init__(self, parts: Sequence[pa.RecordBatch]) -> None:
+        """parts: batches whose columns have passed `schema_problem`."""
+        self.parts = [batch for batch in parts if batch.num_rows]
+        self._firsts = list(accumulate((len(batch) for batch in self.parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def rows(self, indices_R: np.ndarray) -> RowBytes:
+        """The rows of these indices (int64), unchecked."""
+        data, starts_NF, lengths_NF = self._layout
+        starts_RF = np.take(starts_NF, indices_R, axis=0)
+        lengths_RF = np.take(lengths_NF, indices_R, axis=0).astype(np.int64)
+        ends_RF = starts_RF + np.maximum(lengths_RF, 0)
+        parts = (np.searchsorted(self._firsts, indices_R, "right") - 1).tolist()
+        columns: list[Sequence[Any]] = [[b""] * len(parts)] * len(FIELDS)
+        # A slice costs about 130 ns, whatever its size: only fields that hold bytes are sliced.
+        for place in np.flatnonzero((lengths_RF > 0).any(0)).tolist():
+            buffers, starts, ends = data[place], starts_RF[:, place].tolist(), ends_RF[:, place].tolist()
+            columns[place] = [buffers[part][lo:hi] for part, lo, hi in zip(parts, starts, ends, strict=True)]
+        return RowBytes(columns, lengths_RF)
+
+    def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
+        """The xxh3 stored with each of these rows."""
+        return self._stored_N[indices_R].tolist()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One Arrow column, checked to be sound before anything walks it."""
+        chunks = [batch.column(name) for batch in self.parts]
+        for chunk in chunks:
+            chunk.validate(full=True)
+        return pa.chunked_array(chunks, CONTENT_SCHEMA.field(name).type)
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each row, int32."""
+        return self._gather(lambda batch: np.frombuffer(_fixed(batch["num_tokens"]), np.int32, len(batch)))
+
+    @property
+    def supervised_tokens(self) -> np.ndarray:
+        """Supervised tokens of each row, int32."""
+        return self._gather(_supervised_tokens)
+
+    @property
+    def row_bytes(self) -> np.ndarray:
+        """Bytes of text, ids and image of each row, int64."""
+        content = [place for name, place in _PLACE.items() if name not in _DERIVED]
+        return np.maximum(self._layout[2][:, content], 0).sum(1, dtype=np.int64)
+
+    @cached_property
+    def _stored_N(self) -> np.ndarray:
+        return self._gather(lambda batch: np.frombuffer(_fixed(batch["xxh3"]), np.uint64))
+
+    @cached_property
+    def _layout(self) -> tuple[list[tuple[memoryview, ...]], np.ndarray, np.ndarray]:
+        """Per field the buffers of all batches; where each row's bytes start in them; how many they are.
+
+        228 bytes a row; no content is touched.
+        """
+        layouts = [_layout(batch) for batch in self.parts]
+        buffers, starts, lengths = zip(*layouts, strict=True)
+        return list(zip(*buffers, strict=True)), np.concatenate(starts), np.concatenate(lengths)
+
+    def _gather(self, get: Callable[[pa.RecordBatch], np.ndarray]) -> np.ndarray:
+        return np.concatenate([get(batch) for batch in self.parts])
+
+
+def row_hashes(rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+    """The content hash of every row, uint64 (rows,): of all columns but xxh3 itself.
+
+    Raises ValueError if a column is missing or of another type.
+    """
+    if problem := schema_problem(rows.schema, CONTENT_SCHEMA):
+        raise ValueError(problem)
+    arrow = ArrowRows(rows.to_batches() if isinstance(rows, pa.Table) else [rows])
+    hashes = arrow.rows(np.arange(len(arrow))).hashes() if len(arrow) else []
+    return np.array(hashes, np.uint64)
+
+
+def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
+    """The first expected column that is missing or of another type, in words; None if there is none."""
+    for field in expected:
+        kind = found.field(field.name).type if field.name in found.names else "missing"
+        if kind != field.type:
+            return f"column {field.name} is {kind}, expected {field.type}"
+    return None
+
+
+def _layout(batch: pa.RecordBatch) -> tuple[list[memoryview], np.ndarray, np.ndarray]:
+    """Per field the bytes that hold its rows; starts, int64 (R, F); lengths, int32 (R, F), −1 for null."""
+    columns = {name: _texts(batch.column(name)) for name in (*TEXT_FIELDS, "image")}
+    turns, *sides = _list_of_pairs(batch.column("history"))
+    for side, texts in zip(_SIDES, sides, strict=True):
+        offsets, data = _texts(texts)
+        lengths = np.diff(offsets).astype(np.int32).tobytes()
+        columns[f"history_{side}_lengths"] = 4 * turns, memoryview(lengths)
+        columns[f"history_{side}"] = np.take(offsets, turns, mode="clip"), data
+    ids, values = _list(batch.column("input_ids"))
+    columns["input_ids"] = 4 * ids, _fixed(values)
+    spans, starts, ends = _list_of_pairs(batch.column("supervised"))
+    columns["span_starts"], columns["span_ends"] = (4 * spans, _fixed(starts)), (4 * spans, _fixed(ends))
+    columns["num_tokens"] = 4 * np.arange(len(batch) + 1), _fixed(batch.column("num_tokens"))
+    codes, values = _list(batch.column("image_tokens"))
+    columns["image_tokens"] = 2 * codes, _fixed(values)
+    offsets_FN = [columns[name][0] for name in FIELDS]
+    starts_RF = np.stack([offsets[:-1] for offsets in offsets_FN], 1)
+    lengths_RF = np.stack([np.diff(offsets) for offsets in offsets_FN], 1).astype(np.int32)
+    for name in ("image_sha256", "image_tokens", "image"):
+        lengths_RF[_nulls(batch.column(name)), _PLACE[name]] = -1
+    return [columns[name][1] for name in FIELDS], starts_RF, lengths_RF
+
+
+def _supervised_tokens(batch: pa.RecordBatch) -> np.ndarray:
+    spans, starts, ends = _list_of_pairs(batch.column("supervised"))
+    lengths = np.frombuffer(_fixed(ends), np.int32) - np.frombuffer(_fixed(starts), np.int32)
+    return np.diff(np.append(0, np.cumsum(lengths))[spans]).astype(np.int32)
+
+
+def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
+    """Offsets and bytes of a string or binary column."""
+    _, offsets, data = column.buffers()
+    width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    return _offsets(column, offsets, width), _bytes(data)
+
+
+def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
+    """Offsets and values of a list column."""
+    return _offsets(column, column.buffers()[1], np.int32), column.values
+
+
+def _list_of_pairs(column: pa.ListArray) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Offsets and the two child columns of a list of two-field structs."""
+    offsets, values = _list(column)
+    return offsets, values.field(0), values.field(1)
+
+
+def _offsets(column: pa.Array, buffer: pa.Buffer | None, width: type[np.generic]) -> np.ndarray:
+    """Offsets of the column's rows, int64 (rows + 1,)."""
+    if buffer is None:  # Arrow leaves the buffer out of a column without values
+        return np.zeros(len(column) + 1, np.int64)
+    return np.frombuffer(buffer, width)[column.offset :][: len(column) + 1].astype(np.int64)
+
+
+def _fixed(column: pa.Array) -> memoryview:
+    """Bytes of a fixed-width column from its first row on."""
+    width = column.type.bit_width // 8
+    return _bytes(column.buffers()[-1])[width * column.offset : width * (column.offset + len(column))]
+
+
+def _bytes(buffer: pa.Buffer | None) -> memoryview:
+    return memoryview(b"" if buffer is None else buffer).cast("B")
+
+
+def _nulls(column: pa.Array) -> np.ndarray:
+    """Which rows are null, bool (rows,)."""
+    bitmap = column.buffers()[0]
+    if bitmap is None:
+        return np.zeros(len(column), bool)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[column.offset :][: len(column)] == 0
