@@ -23,7 +23,7 @@ from shards.schema import SCHEMA_VERSION
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 PICTURES = "pictures.parquet"
-"""Perceptual hashes of the pictures, written by `shards/leaks.py`; a folder may lack it."""
+"""Perceptual hashes of the pictures, written by `shards/duplicates.py`; a folder may lack it."""
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 SHARD_PATH = re.compile(rf"({'|'.join(SPLITS)})/({'|'.join(TASKS)})-\d{{5}}\.(arrow|tar)")
 _REBUILD = "build the shards again, or copy the folder whole"

@@ -217,4 +217,4 @@ def test_a_damaged_row_and_a_place_that_cannot_be_written_are_one_line(tmp_path:
     path.write_bytes(content)
     result = run(tmp_path / "s")
     assert result.exit_code == 2
-    assert "row 1 (sample medical-vqa/train-1) is damaged" in result.output
+    assert "row 1 (medical-vqa/train-1): content" in result.output

@@ -1,6 +1,6 @@
 """Samples scored as training computes their loss: through one graph of static shape a task.
 
-Shapes: see trainer/stream/batch.py for a batch's arrays.
+Shapes: see trainer/stream/shapes.py for a batch's arrays.
 """
 
 from __future__ import annotations
