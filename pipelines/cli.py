@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from janus.common.options import DEVICE, FOLDER, Group, add_options, option
 from pipelines.sources import load_sources
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_rows = partial(option, group="Rows and shards")
+_compute = partial(option, group="Computation")
 
 
 @dataclass(frozen=True)
@@ -35,48 +40,46 @@ class BuildOptions:
         None,
         "Folder with tokenizer.json and preprocessor_config.json: a checkpoint's, or the sample's.",
         click.Path(exists=True, file_okay=False, path_type=Path),
-        required=True,
         metavar="DIR",
+        required=True,
         group="Folders",
     )
-    sources: tuple[str, ...] = option(
+    sources: tuple[str, ...] = _rows(
         (),
         "Use only this dataset; may be repeated.",
         click.Choice([source.name for source in load_sources()]),
         flag="--source",
         shown="all whose folders exist",
     )
-    max_length: int = option(
+    max_length: int = _rows(
         1024, "Longest sample in tokens. Longer ones are rejected, never cut.", click.IntRange(min=1)
     )
-    max_reject_rate: float = option(
+    max_reject_rate: float = _rows(
         0.05,
         "Stop when more than this share of the rows is unusable. Pictures that medical-vqa lacks, duplicates "
         "and leaks do not count.",
         click.FloatRange(0, 1),
     )
-    validation_fraction: float = option(
+    validation_fraction: float = _rows(
         0.05, "Share of rows for validation, where upstream has no splits.", click.FloatRange(0, 1)
     )
-    seed: int = option(0, "Seed of the split and of the shuffle.")
-    format: str = option("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
-    keep_images: bool = option(
+    seed: int = _rows(0, "Seed of the split and of the shuffle.", metavar="N")
+    format: str = _rows("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
+    keep_images: bool = _rows(
         False, "Keep text-to-image originals in the shards, beside the codes that are trained on."
     )
-    model: str = option(
+    model: str = _compute(
         "tiny",
         "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes; a preset has none: its "
         "codes are of a palette, or of random weights.",
         metavar="DIR|HUB_ID|PRESET",
-        group="Computation",
     )
-    device: str = option("auto", "Where the VQ encoder computes.", DEVICE, group="Computation")
-    workers: int = option(
+    device: str = _compute("auto", "Where the VQ encoder computes.", DEVICE)
+    workers: int = _compute(
         CORES,
         "Processes; the shards are the same for any number.",
         click.IntRange(min=1),
         shown="all cores",
-        group="Computation",
     )
 
 

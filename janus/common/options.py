@@ -91,15 +91,12 @@ def add_options(cls: type, *names: str, only_given: bool = False) -> Decorator:
             return command(*arguments, **values)
 
         for entry in reversed(chosen):
-            run = click.option(*_declaration(entry), cls=_FieldOption, entry=entry)(run)
+            flag = entry.metadata["flag"] or f"--{entry.name.replace('_', '-')}"
+            flag += f"/--no-{flag[2:]}" if entry.metadata["kind"] is click.BOOL else ""
+            run = click.option(flag, entry.name, cls=_FieldOption, entry=entry)(run)
         return run
 
     return decorate
-
-
-def _declaration(entry: Field) -> tuple[str, str]:
-    flag = entry.metadata["flag"] or f"--{entry.name.replace('_', '-')}"
-    return (f"{flag}/--no-{flag[2:]}" if entry.metadata["kind"] is click.BOOL else flag), entry.name
 
 
 class _FieldOption(click.Option):
@@ -108,9 +105,8 @@ class _FieldOption(click.Option):
     def __init__(self, declaration: Any, entry: Field, **attributes: Any) -> None:
         self.entry, notes = entry, entry.metadata
         attributes |= {name: notes[name] for name in ("help", "metavar", "required")}
-        super().__init__(
-            declaration, type=notes["kind"], multiple=notes["repeated"], default=None, **attributes
-        )
+        attributes |= {"type": notes["kind"], "multiple": notes["repeated"], "default": None}
+        super().__init__(declaration, **attributes)
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         if value is None:
