@@ -18,13 +18,13 @@ quote = '$(subst ','\'',$(call home,$(1)))'
 # The last part of a path. make's own functions on paths take a blank for the end of a name.
 last = $(shell basename -- "$$(cd -- $(call quote,$(1)) 2>/dev/null && pwd || echo $(call quote,$(1)))")
 
-# Without DATA and MODEL the embedded sample and the random `tiny` network run.
+# Without DATA and MODEL the embedded sample and its model run: random weights, a palette as VQ tokenizer.
 SAMPLE := data/sample
 RAW := $(if $(DATA),$(DATA),$(SAMPLE))
 NAME := $(if $(DATA),$(call last,$(DATA)),sample)-$(if $(MODEL),$(call last,$(MODEL)),tiny)
 SHARDS ?= data/$(NAME)/shards
 WORK := data/$(NAME)/work
-NETWORK := $(if $(MODEL),$(MODEL),tiny)
+NETWORK := $(if $(MODEL),$(MODEL),$(SAMPLE)/tiny)
 HAS_TOKENIZER := $(if $(MODEL),$(shell test -f $(call quote,$(MODEL))/tokenizer.json && echo yes))
 TOKENIZER := $(if $(HAS_TOKENIZER),$(MODEL),$(SAMPLE)/tokenizer)
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
@@ -37,7 +37,7 @@ help: ## this list
 	@echo 'variables, all optional:'
 	@echo '  TASK=       text, vqa, t2i or mixed (default mixed)'
 	@echo '  DATA=       folder of raw datasets in the hub'"'"'s layouts (default: the embedded sample)'
-	@echo '  MODEL=      checkpoint or tokenizer folder, or a preset: tiny, 1b, 7b (default tiny)'
+	@echo '  MODEL=      checkpoint or tokenizer folder, or a preset of random weights: tiny, 1b, 7b'
 	@echo '  RECIPE=     training recipe: a YAML file or a shipped name (default: the task'"'"'s)'
 	@echo '  SHARDS=     where the shards stand (default data/NAME/shards)'
 	@echo '  OUT=        folder of the run (default outputs/TASK-NNN, the next free one)'
@@ -51,8 +51,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-sample: $(READY) ## write the embedded sample data and its tokenizer
-	@test -f $(SAMPLE)/tokenizer/tokenizer.json || $(BIN)/pipelines sample --data $(SAMPLE)
+sample: $(READY) ## write the embedded sample data, its tokenizer and its model
+	@test -f $(SAMPLE)/tiny/config.json || $(BIN)/pipelines sample --data $(SAMPLE)
 
 # The sample is also where the default tokenizer comes from.
 shards: $(if $(and $(DATA),$(HAS_TOKENIZER)),$(READY),sample) ## build shards from DATA; unchanged stages are skipped

@@ -90,7 +90,10 @@ def main() -> None:
     build(WORK)
     times.append(time.perf_counter())
     run = WORK / "run"
-    command("trainer", "train", "--config", "demo", "--shards", WORK / "shards", "--out", run)
+    model = WORK / "sample" / "tiny"
+    command(
+        "trainer", "train", "--config", "demo", "--model", model, "--shards", WORK / "shards", "--out", run
+    )
     times.append(time.perf_counter())
     command("trainer", "eval", run, "--pictures", 0)
     captions = held_out(WORK / "shards")
@@ -116,7 +119,7 @@ def build(work: Path) -> None:
     sample = work / "sample"
     command("pipelines", "sample", "--data", sample)
     folders = ("--data", sample, "--work", work / "work", "--out", work / "shards")
-    made_for = ("--tokenizer", sample / "tokenizer", "--model", "tiny")
+    made_for = ("--tokenizer", sample / "tokenizer", "--model", sample / "tiny")
     command("pipelines", "build", *folders, *made_for, "--validation-fraction", HELD_OUT)
 
 

@@ -272,10 +272,11 @@ def table(runs: Mapping[str, Figures]) -> str:
 def main(steps: int, work: Path) -> None:
     """Train with each known mistake and without; the figures go to the terminal and WORK/figures.json."""
     sample, shards = work / "sample", work / "shards"
+    model = str(sample / "tiny")
     run_command("pipelines", "sample", "--data", str(sample))
     folders = ["--data", str(sample), "--work", str(work / "work"), "--out", str(shards)]
-    run_command("pipelines", "build", *folders, "--tokenizer", str(sample / "tokenizer"), "--model", "tiny")
-    runs = measure(Bench(shards, "tiny", steps, work / "run"))
+    run_command("pipelines", "build", *folders, "--tokenizer", str(sample / "tokenizer"), "--model", model)
+    runs = measure(Bench(shards, model, steps, work / "run"))
     write_text(work / "figures.json", json.dumps({"steps": steps, "runs": runs}, indent=1) + "\n")
     click.echo(table(runs))
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from janus.common.errors import UserError
 from janus.common.files import read_json
-from janus.model.config import VisionConfig
+from janus.model.config import num_image_tokens
 
 LONGEST = 16
 """Long side over short side that is still scaled whole for a crop: 1×5000 would become 384×1,920,000."""
@@ -41,8 +41,8 @@ class ImagePreparation:
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens of one image, for understanding and for generation: 576 at 384 pixels."""
-        return (self.image_size // VisionConfig.patch_size) ** 2
+        """Tokens of one image."""
+        return num_image_tokens(self.image_size)
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImagePreparation:

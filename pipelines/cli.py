@@ -71,7 +71,7 @@ class BuildOptions:
     model: str = _compute(
         "tiny",
         "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes; a preset has none: its "
-        "codes are of a palette, or of random weights.",
+        "codes are of random weights and mean nothing.",
         metavar="DIR|HUB_ID|PRESET",
     )
     device: str = _compute("auto", "Where the VQ encoder computes.", DEVICE)

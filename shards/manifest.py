@@ -59,7 +59,7 @@ class Manifest:
     format: arrow or webdataset. tokenizer: at least {"sha256": of tokenizer/tokenizer.json}.
     preprocessing: at least {"image_size": 384}; "pictures_sha256": of PICTURES, where there is one.
     recipe: what the shards were built from.
-    vq: {"encoder_sha256", "weights": a key of janus.model.config.VQ_WEIGHTS}; None without image_tokens.
+    vq: {"encoder_sha256", "weights": checkpoint or random}; None without image_tokens.
     sealed: {"date", "differences"} of each time that edited shards were accepted (`shards seal`).
     """
 

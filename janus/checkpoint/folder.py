@@ -9,10 +9,10 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,11 @@ from janus.checkpoint.open import Checkpoint, find_weights, open_checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.images import ImagePreparation
-from janus.model.config import PRESETS, JanusConfig, VQConfig
-from janus.model.palette import can_hold_palette, palette_source
+from janus.model.config import PRESETS, JanusConfig
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from mindspore import nn
+    from mindspore import Parameter, nn
 
     from janus.model.janus import Janus
     from janus.model.vq import VQ
@@ -60,13 +59,6 @@ class ModelFolder:
         return self.checkpoint is not None
 
     @property
-    def vq_weights(self) -> str:
-        """Where the image tokenizer's values come from, a key of janus.model.config.VQ_WEIGHTS."""
-        if self.has_weights:
-            return "checkpoint"
-        return "palette" if can_hold_palette(self.config.vq) else "random"
-
-    @property
     def description(self) -> str:
         """One line that says what will be trained."""
         text = self.config.text
@@ -80,8 +72,7 @@ class ModelFolder:
         from janus.model.weights import random_source
 
         if self.checkpoint is None:
-            random = random_source(INIT_SEED)
-            return _with_palette(random, self.config.vq) if self.vq_weights == "palette" else random
+            return random_source(INIT_SEED)
         tensors = self.checkpoint.tensors
         return lambda name, shape, kind: tensors[name].finite_float32(name)
 
@@ -113,40 +104,55 @@ class ModelFolder:
         self.build_vq(source=hashing)
         return digest.hexdigest()
 
-    def save(self, model: nn.Cell, folder: Path, tokenizer: JanusTokenizer) -> None:
-        """Write weights, config.json and tokenizer files of the transformers layout into `folder`.
+    @property
+    def vq_record(self) -> dict[str, str]:
+        """What a manifest says of the VQ encoder whose codes it holds."""
+        weights = "checkpoint" if self.has_weights else "random"
+        return {"encoder_sha256": self.vq_encoder_sha256(), "weights": weights}
 
-        What `model` does not hold (the VQ tokenizer, which is never trained) is copied from the source.
+    def check_codes(self, record: Mapping[str, Any] | None, shards: Path) -> None:
+        """Raise UserError unless this model's VQ encoder made the codes of `shards`.
+
+        record: what their manifest says of the encoder; None where they hold no codes.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        save_safetensors(folder / "model.safetensors", self._all_tensors(model))
-        write_json(folder / "config.json", to_transformers(self.config, vars(tokenizer.special)))
-        copy_tokenizer(tokenizer.folder, folder)
+        if record is None:
+            raise UserError(f"{shards}: holds no image tokens; build the shards with --model {self.name}")
+        if record["encoder_sha256"] != self.vq_encoder_sha256():
+            raise UserError(
+                f"{shards}: its image tokens are not those of {self.name}'s VQ encoder; give the model that "
+                f"the shards were built with, or build them with --model {self.name}"
+            )
 
-    def _all_tensors(self, model: nn.Cell) -> Mapping[str, TensorToSave]:
-        """The model's parameters, and what it does not hold from the source, each made when it is written."""
-        from janus.model.janus import parameter_shapes
-
-        source = self.source()
-        tensors: dict[str, TensorToSave] = {}
-
-        def keep(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-            tensors[name] = TensorToSave("F32", shape, lambda: [source(name, shape, kind)])
-            return np.zeros(1, np.float32)
-
-        self.build_vq(source=keep)
-        for parameter in model.get_parameters():
-            tensors[parameter.name] = TensorToSave.of(parameter)
-        return {name: tensors[name] for name in parameter_shapes(self.config)}
+    def save(self, model: nn.Cell, folder: Path, tokenizer: JanusTokenizer) -> None:
+        """Write `model` as a model folder; the VQ tokenizer, which it does not hold, is copied."""
+        save_model(folder, self.config, self.source(), tokenizer, model.get_parameters())
 
 
-def _with_palette(random: Source, config: VQConfig) -> Source:
-    palette = palette_source(config)
+def save_model(
+    folder: Path,
+    config: JanusConfig,
+    source: Source,
+    tokenizer: JanusTokenizer,
+    parameters: Iterable[Parameter] = (),
+) -> None:
+    """Write weights, config.json and tokenizer files of the transformers layout into `folder`.
 
-    def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-        return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
+    source: gives the value of every parameter that is not among `parameters`, when it is written.
+    """
+    from janus.model.janus import visit_parameters
 
-    return source
+    tensors: dict[str, TensorToSave] = {}
+
+    def record(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        tensors[name] = TensorToSave("F32", shape, lambda: [source(name, shape, kind)])
+        return np.zeros(1, np.float32)
+
+    visit_parameters(config, record)
+    tensors |= {parameter.name: TensorToSave.of(parameter) for parameter in parameters}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_safetensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", to_transformers(config, vars(tokenizer.special)))
+    copy_tokenizer(tokenizer.folder, folder)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

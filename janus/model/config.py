@@ -24,6 +24,15 @@ class TextConfig:
         return self.hidden_size // self.num_heads
 
 
+PATCH_SIZE = 16
+"""Side in pixels of the patch that an image token stands for, in every Janus-Pro."""
+
+
+def num_image_tokens(image_size: int, patch_size: int = PATCH_SIZE) -> int:
+    """Tokens of one image, for understanding and for generation: 576 at 384 pixels."""
+    return (image_size // patch_size) ** 2
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The SigLIP encoder."""
@@ -33,13 +42,13 @@ class VisionConfig:
     num_heads: int
     intermediate_size: int
     image_size: int = 384
-    patch_size: int = 16
+    patch_size: int = PATCH_SIZE
     layer_norm_eps: float = 1e-6
 
     @property
     def num_image_tokens(self) -> int:
         """Patches of one image."""
-        return (self.image_size // self.patch_size) ** 2
+        return num_image_tokens(self.image_size, self.patch_size)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ PRESETS = {
     "tiny": JanusConfig(
         TextConfig(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256),
         VisionConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256),
-        # As few blocks as there can be, and just wide enough for `janus/model/palette.py`.
+        # As few blocks as there can be, and just wide enough for the sample's palette.
         VQConfig(
             base_channels=96,
             channel_multiplier=(1, 1, 1, 1, 1),
@@ -102,10 +111,3 @@ PRESETS = {
         VQConfig(),
     ),
 }
-
-VQ_WEIGHTS = {
-    "checkpoint": "a checkpoint's weights",
-    "palette": "a palette in place of weights: each code is the colour of a block",
-    "random": "random weights, so they MEAN NOTHING",
-}
-"""What codes and decoded pictures can come from, in words."""

@@ -12,7 +12,7 @@ from janus.model.config import JanusConfig
 from janus.model.layers import Embedding, Gelu, Linear
 from janus.model.llama import Llama
 from janus.model.siglip import Siglip
-from janus.model.weights import Weights, recording_source
+from janus.model.weights import Source, Weights, recording_source
 
 PARTS = {
     "siglip": "model.vision_model.",
@@ -89,12 +89,17 @@ def place_images(text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> T
     return ops.gather(ops.concat((text_PD, images_MD), 0), source_P, 0)
 
 
-def parameter_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of the whole network, VQ included, without allocating them."""
+def visit_parameters(config: JanusConfig, source: Source) -> None:
+    """Ask `source` for every parameter of the whole network, VQ included; what it gives is dropped."""
     from janus.model.vq import VQ
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    weights = Weights(recording_source(shapes))
+    weights = Weights(source)
     Janus(weights, config)
     VQ(weights / "model" / "vqmodel", config.vq, config.vision.image_size, images=1)
+
+
+def parameter_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of the whole network, VQ included, without allocating them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    visit_parameters(config, recording_source(shapes))
     return shapes

@@ -2,7 +2,7 @@
 
 Invented drugs (text), shapes and phantoms with questions (vqa) and with captions (t2i), all drawn and
 worded from one seed. Every answer can be told from the question's own rule or from the picture. With
-it comes a small tokenizer that has Janus-Pro's special tokens.
+it come a small tokenizer that has Janus-Pro's special tokens, and a model folder `tiny` to train from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from janus.common.errors import UserError
 from janus.common.files import write_folder
 from pipelines.sample.captions import write_artwork, write_roco
 from pipelines.sample.facts import write_pubmedqa
+from pipelines.sample.palette import write_model
 from pipelines.sample.questions import write_medical_vqa
 from pipelines.sample.tokenizer import write_tokenizer
 from pipelines.sources import load_sources, read_revisions, write_revisions
@@ -38,7 +39,7 @@ def write_sample(data: Path, seed: int) -> None:
     """
     mark = f"synthetic {VERSION}, seed {seed}"
     found = set(read_revisions(data).values())
-    if found == {mark}:
+    if found == {mark} and (data / "tiny").is_dir():
         click.echo(f"sample: {data} unchanged, skipped")
         return
     if data.exists() and any(data.iterdir()) and not all(m.startswith("synthetic") for m in found or {""}):
@@ -49,7 +50,8 @@ def write_sample(data: Path, seed: int) -> None:
         folders = {source.adapter: folder / source.folder for source in sources}
         texts = [text for adapter, write in WRITERS.items() for text in write(folders[adapter], seed)]
         write_tokenizer(folder / "tokenizer", texts)
+        write_model(folder / "tiny", folder / "tokenizer")
         write_revisions(folder, dict.fromkeys((source.name for source in sources), mark))
 
     write_folder(data, fill)
-    click.echo(f"sample: written to {data}, tokenizer in {data / 'tokenizer'}")
+    click.echo(f"sample: written to {data}, tokenizer in {data / 'tokenizer'}, model in {data / 'tiny'}")

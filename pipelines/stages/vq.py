@@ -20,13 +20,13 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import write_file
-from janus.model.config import VQ_WEIGHTS
 from pipelines.pool import Chunk, chunks_of
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, INDEX_ROWS, ImageRows, read_table, table_writer, write_table
 
 NO_WEIGHTS = (
-    "vq: WARNING: {model} has no VQ weights; image codes are of {instead}; give a checkpoint with --model"
+    "vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN NOTHING; "
+    "give a checkpoint with --model"
 )
 
 
@@ -43,9 +43,8 @@ def run(work: Path, model: str) -> dict[str, Any]:
         folder = open_model(model)
         _check_size(work, images, folder)
         if not folder.has_weights:
-            warning = NO_WEIGHTS.format(model=model, instead=VQ_WEIGHTS[folder.vq_weights])
-            click.secho(warning, fg="yellow", bold=True, err=True)
-        encoder = {"encoder_sha256": folder.vq_encoder_sha256(), "weights": folder.vq_weights}
+            click.secho(NO_WEIGHTS.format(model=model), fg="yellow", bold=True, err=True)
+        encoder = dict(folder.vq_record)
     inputs = {"images": images["fingerprint"], **encoder}
     parts = work / ".vq-parts" / fingerprint({"version": CODE_VERSION, **inputs})
 

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from janus.common.console import track
-from janus.common.errors import UserError
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
 from shards.preview.marks import marked_pieces
@@ -74,15 +73,8 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
     from janus.generate.vq_encode import VQDecoder
     from shards.manifest import TOKENIZER
 
-    if shards.manifest.vq is None:
-        raise UserError(f"{shards.folder}: holds no VQ codes to decode; leave --model out")
     folder = open_model(model, (shards.folder / TOKENIZER).parent)
-    found, expected = folder.vq_encoder_sha256(), str(shards.manifest.vq["encoder_sha256"])
-    if found != expected:
-        raise UserError(
-            f"--model {model}: its VQ encoder ({found[:12]}) did not make the codes of {shards.folder} "
-            f"({expected[:12]}); give the model that the shards were built with"
-        )
+    folder.check_codes(shards.manifest.vq, shards.folder)
     decoder = VQDecoder(folder)
     return lambda codes_T: decoder.decode(codes_T[None])[0]
 

@@ -17,7 +17,7 @@ from janus.common.page import render_page, write_whole
 from janus.prompts import SPLITS, TASKS
 from shards.manifest import TOKENIZER
 from shards.preview.gallery import cards, choose, code_decoder
-from shards.preview.summary import row_table, summarize, vq_warning
+from shards.preview.summary import row_table, summarize
 from shards.read import ShardSet
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     values: dict[str, Any] = {
         "folder": str(folder),
         "manifest": shards.manifest,
-        "vq_warning": vq_warning(shards.manifest),
         "total": _totals(rows, shards.manifest),
         "groups": _groups(rows),
         "reject_examples": _reject_examples(shards.manifest),

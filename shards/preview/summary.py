@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from janus.model.config import VQ_WEIGHTS
 from janus.prompts import SPLITS
 
 if TYPE_CHECKING:
@@ -53,11 +52,7 @@ def vq_summary(manifest: Manifest) -> str:
     """Which encoder made the VQ codes, and whether they mean anything."""
     if manifest.vq is None:
         return "none"
-    return f"encoder sha256 {manifest.vq['encoder_sha256']}, {VQ_WEIGHTS[manifest.vq['weights']]}"
-
-
-def vq_warning(manifest: Manifest) -> str | None:
-    """Where VQ codes come from that are not a checkpoint's; None if they are, or there are none."""
-    if manifest.vq is None or manifest.vq["weights"] == "checkpoint":
-        return None
-    return VQ_WEIGHTS[manifest.vq["weights"]]
+    meaning = "a checkpoint's weights"
+    if manifest.vq["weights"] == "random":
+        meaning = "random weights, so they MEAN NOTHING"
+    return f"encoder sha256 {manifest.vq['encoder_sha256']}, {meaning}"

@@ -117,10 +117,10 @@ def test_codes_are_decoded_beside_the_original_by_their_own_model_only(tmp_path:
     other = make_trainable(tmp_path / "other", {"t2i": 2}, vq_sha256="0" * 64)
     result = run(other, "--model", model)
     assert result.exit_code == 2
-    assert "did not make the codes" in result.output
+    assert f"{other}: its image tokens are not those of {model}'s VQ encoder" in result.output
     result = run(make_mixed(tmp_path / "none", 1, SIZE), "--model", model)
     assert result.exit_code == 2
-    assert "holds no VQ codes to decode; leave --model out" in result.output
+    assert f"{tmp_path / 'none'}: holds no image tokens" in result.output
 
 
 def hundred_thousand(folder: Path, side: int = 16) -> Path:

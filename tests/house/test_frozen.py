@@ -74,6 +74,7 @@ def test_the_plan_deals_the_same_samples_in_the_same_order(frozen: Any) -> None:
 @pytest.mark.slow
 def test_the_sample_gives_the_same_shards(sample_data: Path, tmp_path: Path, frozen: Any) -> None:
     command = ["build", "--data", sample_data, "--tokenizer", sample_data / "tokenizer"]
+    command += ["--model", sample_data / "tiny"]
     command += ["--work", tmp_path / "work", "--out", tmp_path / "shards"]
     result = CliRunner().invoke(pipelines_main, list(map(str, command)))
     assert result.exit_code == 0, result.output

@@ -61,7 +61,18 @@ def test_from_sample_to_report(programs: Path, tmp_path: Path) -> None:
     build = ["--data", "data", "--work", "work", "--out", "shards", "--tokenizer", "data/tokenizer"]
     run(tmp_path, programs / "pipelines", "build", *build, "--source", "pubmedqa")
     run(tmp_path, programs / "shards", "preview", "shards", "--out", "preview.html")
-    options = ["--config", "sample", "--task", "text", "--shards", "shards", "--steps", 2]
+    options = [
+        "--config",
+        "sample",
+        "--model",
+        "data/tiny",
+        "--task",
+        "text",
+        "--shards",
+        "shards",
+        "--steps",
+        2,
+    ]
     run(tmp_path, programs / "trainer", "train", *options, "--eval-samples", 2, "--out", "run")
     report = tmp_path / "run/report/report.html"
     report.unlink()

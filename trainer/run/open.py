@@ -120,15 +120,7 @@ def check_model(
             f"tokenizer of {shards.folder} has ids up to {tokenizer.highest_id}"
         )
     if "t2i" in tasks:
-        if manifest.vq is None:
-            raise UserError(
-                f"{shards.folder}: built without image tokens, which t2i needs; build with --model"
-            )
-        if manifest.vq["encoder_sha256"] != folder.vq_encoder_sha256():
-            raise UserError(
-                f"{shards.folder}: its image tokens are not those of {name}'s VQ encoder; "
-                f"build the shards with --model {name}"
-            )
+        folder.check_codes(manifest.vq, shards.folder)
 
 
 def _device(config: TrainConfig) -> str:

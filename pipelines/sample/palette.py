@@ -1,9 +1,10 @@
-"""A VQ tokenizer written by hand: each code is a colour, each token the mean colour of its patch.
+"""The sample's model: a `tiny` network with random weights, whose VQ tokenizer is a palette written by hand.
 
-Where there is no checkpoint, this takes the place of random weights: what it encodes, it decodes to the
-picture in blocks of 16 pixels, so that a network trained from nothing draws something one can look at.
-It is the network of `janus/model/vq.py` with other values: residual branches are zero, convolutions pass on
-what is under their middle tap or average four pixels, and the colour travels through to the end.
+Each code is a colour, each token the mean colour of its patch: what it encodes, it decodes to the picture in
+blocks of 16 pixels, so that a network trained from nothing draws something one can look at. It is the network
+of `janus/model/vq.py` with other values: residual branches are zero, convolutions pass on what is under their
+middle tap or average four pixels, and the colour travels through to the end. The values fit the VQ sizes of
+`tiny`: both GroupNorms at the end need three channels a group, for a colour and its two companions.
 
 Two operations in that network are not linear. GroupNorm divides by the deviation of a group's channels; each
 colour channel x has a group of its own, beside it K and −K − x, so that the mean is 0 and the deviation all
@@ -14,11 +15,14 @@ Shapes: C channels, L latent channels, E code width, V codes.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from janus.checkpoint.folder import INIT_SEED, open_model, save_model
 from janus.model.config import VQConfig
+from janus.tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from janus.model.weights import Source
@@ -32,11 +36,17 @@ LIFT = 8.0
 """Fourth entry of a code (r, g, b, LIFT): only the direction of a code counts, and brightness must."""
 
 
-def can_hold_palette(config: VQConfig) -> bool:
-    """Whether both GroupNorms at the end have room for a colour and its two companions in a group."""
-    multipliers = config.channel_multiplier
-    narrowest = config.base_channels * min(multipliers[0], multipliers[-1])
-    return narrowest >= 3 * GROUPS and config.embed_dim > 3 and config.latent_channels > 3
+def write_model(folder: Path, tokenizer: Path) -> None:
+    """Write the model folder. tokenizer: the folder that is copied and decides the vocabulary."""
+    from janus.model.weights import random_source
+
+    config = open_model("tiny", tokenizer).config
+    random, palette = random_source(INIT_SEED), palette_source(config.vq)
+
+    def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
+
+    save_model(folder, config, source, load_tokenizer(tokenizer))
 
 
 def palette_source(config: VQConfig) -> Source:
