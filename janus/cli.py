@@ -10,7 +10,7 @@ import click
 
 from janus.common.options import DEVICE, FOLDER, MODE, Group, add_options
 from janus.generate.command import Request
-from janus.inspect.memory import Load
+from janus.inspect.costs import Load
 
 
 @click.group(cls=Group)
@@ -46,7 +46,7 @@ def generate(model: str, **options: Any) -> None:
 def info(model: str, train_gen_embed: bool, as_json: bool, **load: Any) -> None:
     """Print what MODEL is, and the bytes that training each stage will need. Reads no weights."""
     from janus.checkpoint.folder import open_model
-    from janus.inspect.info import describe, lines
+    from janus.inspect.costs import describe, lines
 
     description = describe(open_model(model), Load(**load), train_gen_embed)
     for line in [json.dumps(description)] if as_json else lines(description):

@@ -19,11 +19,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from janus.common.graph_cache import Graphs, graph_folder
+from janus.inspect.costs import Work, operations
 from janus.model.janus import part_of
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
 from trainer.evaluate.metrics import Score
-from trainer.flops import batch_flops
 from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.shapes import Batch
 
@@ -137,7 +137,10 @@ class TrainStep:
 
     def flops(self, task: str, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
-        return batch_flops(self._sizes, task, batch, self._parts)
+        spans = np.bincount(batch.segment_ids_BS.reshape(-1))[1:].tolist()  # samples may share a row
+        images = batch.pixels_IHWC if task == "vqa" else batch.image_tokens_IT
+        work = Work(batch.input_ids_P.size, spans, batch.labels_N.size, 0 if images is None else len(images))
+        return operations(self._sizes, task, work, self._parts)
 
     def gradients(self, data: StepData) -> StepNumbers:
         """Add up the gradients of a step's micro-batches, of the mean loss per supervised token."""

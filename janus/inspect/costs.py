@@ -1,0 +1,201 @@
+"""What a network costs: parameters, the bytes of a training step, its operations. Nothing is allocated.
+
+Symbols: P token positions, D width, F inner width, H heads, N targets, V vocabulary, I images of T tokens,
+M = I·T, S the length of a span that attention runs over.
+
+Operations are those of the products, 2·m·k·n each: no convolutions, no element-wise work, no helper products
+that stand in for sums. A layer takes 8·P·D² for q, k, v and output, 2·P·D·F for each of its inner products
+(Llama three, SigLIP two), and 4·D·ΣS² for attention: the block-diagonal, the causal half not taken off.
+
+Bytes. Weights, gradients and AdamW's two moments are float32: 4 bytes for every parameter of the trained
+network (all but the VQ tokenizer), 4 + 8 for every trained one. In bfloat16 each weight is also kept cast, 2
+bytes. Activations are what the backward of `janus/model/kernels` reads again. A Llama layer keeps
+
+    9·P·D   input, normed input, rotated q and k, v, attention's output (by heads, and joined), the middle of
+            the layer, normed middle
+    4·P·F   gate, up, the sigmoid, their product
+    H·ΣS²   the attention's probabilities
+
+A frozen layer through which a gradient only passes keeps no inputs of its linear layers: 6·P·D + 3·P·F +
+H·ΣS². A SigLIP layer keeps 9·M·D + 3·M·F + H·I·T² (its inner activation before and after GELU, and Φ);
+frozen it keeps nothing, as no gradient reaches it. An aligner keeps its input and twice the Llama's width;
+the image head the same before its classes. A head keeps logits, log-probabilities and their gradient, 3·N·V.
+Further: text and placed embeddings, the final norm's input and output (4·P·D), the angles for every head
+(4·P·D), the mask for every head (H·ΣS²), and, while one layer goes backward, as much again as it keeps. A
+step runs one task at a time, so the largest counts. What the allocator adds is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from janus.common.options import DTYPE, option
+from janus.model.config import JanusConfig, TextConfig, VisionConfig
+from janus.model.stages import STAGES, trained_parts
+from janus.prompts import TASKS
+
+if TYPE_CHECKING:
+    from janus.checkpoint.folder import ModelFolder
+
+BYTES = {"float32": 4, "bfloat16": 2}
+COLUMNS = ("weights", "casts", "gradients", "moments", "activations", "total")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one micro-batch gives the network. positions: P. spans: each S. targets: N. images: I."""
+
+    positions: int
+    spans: Sequence[int]
+    targets: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one micro-batch holds: `rows` of `length` tokens, one image a row where the task has images."""
+
+    rows: int = option(1, "Rows of a micro-batch.", click.IntRange(min=1))
+    length: int = option(1024, "Tokens of a row.", click.IntRange(min=1))
+    answer: int = option(128, "Supervised tokens of a text or vqa row.", click.IntRange(min=1))
+    dtype: str = option("float32", "What forward and backward compute in.", DTYPE)
+
+    def work(self, config: JanusConfig, task: str) -> Work:
+        """This load as a micro-batch of a task."""
+        targets = config.num_image_tokens if task == "t2i" else self.answer
+        images = 0 if task == "text" else self.rows
+        return Work(self.rows * self.length, [self.length] * self.rows, self.rows * targets, images)
+
+
+def operations(config: JanusConfig, task: str, work: Work, trained: Collection[str]) -> int:
+    """Forward and backward of one micro-batch. trained: parts with gradients, as stages name them."""
+    width, vq, patches = config.text.hidden_size, config.vq, work.images * config.num_image_tokens
+    forward = {"llama": transformer_operations(config.text, work.positions, work.spans)}
+    if task == "t2i":
+        forward["gen_aligner"] = 2 * patches * (vq.embed_dim * width + width**2)
+        forward["gen_head"] = 2 * work.targets * width * (width + vq.num_embeddings)
+    else:
+        forward["lm_head"] = 2 * work.targets * width * config.text.vocab_size
+    if task == "vqa":
+        vision = config.vision
+        layers = transformer_operations(vision, patches, [vision.num_image_tokens] * work.images)
+        forward["siglip"] = layers + 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
+        forward["aligner"] = 2 * patches * (vision.hidden_size * width + width**2)
+    return sum(count * _passes(part, trained) for part, count in forward.items())
+
+
+def transformer_operations(config: TextConfig | VisionConfig, positions: int, spans: Sequence[int]) -> int:
+    """Forward of the layers of a Llama or SigLIP."""
+    width, inner = config.hidden_size, config.intermediate_size
+    products = 3 if isinstance(config, TextConfig) else 2
+    linear = positions * (8 * width**2 + 2 * products * width * inner)
+    return config.num_layers * (linear + 4 * width * _squares(spans))
+
+
+def _passes(part: str, trained: Collection[str]) -> int:
+    """Forward, gradient of the inputs, gradient of the weights: how many of the three the part takes.
+
+    Every stage trains the aligners, so gradients pass through all that follows them.
+    """
+    return 3 if part in trained else 1 if part == "siglip" else 2
+
+
+def activations(config: JanusConfig, task: str, work: Work, trained: Collection[str]) -> int:
+    """Elements kept for the backward of one micro-batch; see the top of this file."""
+    text, vision, positions = config.text, config.vision, work.positions
+    width, patches = text.hidden_size, work.images * config.num_image_tokens
+    scores = text.num_heads * _squares(work.spans)
+    wide, inner = (9, 4) if "llama" in trained else (6, 3)
+    layer = positions * (wide * width + inner * text.intermediate_size) + scores
+    kept = (text.num_layers + 1) * layer + 8 * positions * width + scores
+    if task == "t2i":
+        kept += work.targets * 3 * (width + config.vq.num_embeddings)
+    else:
+        kept += work.targets * (width + 3 * text.vocab_size)
+    if work.images:
+        kept += patches * ((vision.hidden_size if task == "vqa" else config.vq.embed_dim) + 2 * width)
+    if task == "vqa" and "siglip" in trained:
+        scores = work.images * vision.num_heads * config.num_image_tokens**2
+        kept += vision.num_layers * (
+            patches * (9 * vision.hidden_size + 3 * vision.intermediate_size) + scores
+        )
+    return kept
+
+
+def _squares(spans: Sequence[int]) -> int:
+    return sum(span**2 for span in spans)
+
+
+def stage_bytes(
+    config: JanusConfig, parts: Mapping[str, int], stage: int, load: Load, train_gen_embed: bool
+) -> dict[str, Any]:
+    """Bytes that training a stage needs, by `COLUMNS`, and the `task` with the most activations.
+
+    parts: parameters of each part of the network, as `janus.model.janus.PARTS` names them.
+    """
+    names = trained_parts(stage, train_gen_embed)
+    trained = sum(parts[part] for part in names)
+    network = sum(count for part, count in parts.items() if part != "vq")
+    tasks = {
+        task: activations(config, task, load.work(config, task), names)
+        for task in TASKS
+        if task != "text" or "llama" in names  # frozen, text has nothing to train
+    }
+    task = max(tasks, key=lambda name: tasks[name])
+    needed = {
+        "weights": 4 * network,
+        "casts": 2 * network if load.dtype == "bfloat16" else 0,
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
+        "activations": tasks[task] * BYTES[load.dtype],
+    }
+    return {**needed, "total": sum(needed.values()), "task": task}
+
+
+def describe(folder: ModelFolder, load: Load, train_gen_embed: bool) -> dict[str, Any]:
+    """Layout, dtypes, sizes, parameters of each part, and the bytes of each stage, as plain values."""
+    from janus.model.janus import PARTS, parameter_shapes, part_of
+
+    parts = dict.fromkeys(PARTS, 0)
+    for name, shape in parameter_shapes(folder.config).items():
+        parts[part_of(name)] += prod(shape)
+    stored = list(folder.checkpoint.tensors.values()) if folder.checkpoint else []
+    return {
+        "model": folder.name,
+        "layout": folder.checkpoint.layout if folder.checkpoint else None,
+        "dtypes": sorted({tensor.dtype for tensor in stored}),
+        "bytes_on_disk": sum(tensor.nbytes for tensor in stored),
+        "config": asdict(folder.config),
+        "parameters": parts,
+        "load": asdict(load),
+        "stages": {str(s): stage_bytes(folder.config, parts, s, load, train_gen_embed) for s in STAGES},
+    }
+
+
+def lines(description: dict[str, Any]) -> Iterator[str]:
+    """The description for a person."""
+    model, parameters, load = (description[name] for name in ("model", "parameters", "load"))
+    if description["layout"]:
+        dtypes, size = "/".join(description["dtypes"]), _gib(description["bytes_on_disk"])
+        yield f"{model}: {description['layout']} layout, {dtypes}, {size} GiB on disk"
+    else:
+        yield f"{model}: no weights there; random ones will be made"
+    for part, sizes in description["config"].items():
+        yield f"  {part:7} " + ", ".join(f"{name} {value}" for name, value in sizes.items())
+    yield f"parameters: {sum(parameters.values()):,}"
+    yield from (f"  {part:12} {count:>14,}" for part, count in parameters.items())
+    batch = f"a micro-batch of {load['rows']} rows × {load['length']} tokens, {load['dtype']}"
+    yield f"GiB that training needs, {batch}:"
+    yield "  stage " + "".join(f"{name:>13}" for name in COLUMNS) + "  most in"
+    for stage, needed in description["stages"].items():
+        sizes = "".join(f"{_gib(needed[name]):>13}" for name in COLUMNS)
+        yield f"  {stage:5} {sizes}  {needed['task']}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f}"
