@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from janus.common.errors import UserError
 from janus.common.files import read_json
-from janus.model.config import num_image_tokens
+from janus.model.config import PATCH_SIZE, num_image_tokens
 
 LONGEST = 16
 """Long side over short side that is still scaled whole for a crop: 1×5000 would become 384×1,920,000."""
@@ -66,7 +66,7 @@ class ImagePreparation:
 
     def asdict(self) -> dict:
         """As plain JSON values, for the manifest."""
-        return {**asdict(self), "background": list(self.background), "patch_size": VisionConfig.patch_size}
+        return {**asdict(self), "background": list(self.background), "patch_size": PATCH_SIZE}
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -81,9 +81,9 @@ def test_every_row_is_written_or_explained(built: Path) -> None:
     assert sorted(rejects["reason"].to_pylist()) == ["duplicate", "image_missing", "too_long"]
     log = (built / "log").read_text(encoding="utf-8")
     assert "1,123 rows read = 1,120 written + 3 set aside" in log
-    assert "image codes are of a palette" in log  # there was no checkpoint
+    assert "image codes are of random weights" in log  # there was no checkpoint
     assert manifest.vq is not None
-    assert manifest.vq["weights"] == "palette"
+    assert manifest.vq["weights"] == "random"
 
 
 def test_polars_reads_all_shards_and_codes_are_there(built: Path) -> None:
