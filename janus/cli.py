@@ -63,7 +63,10 @@ def verify(folder: Path, mode: str, device: str) -> None:
     DIR holds cases.safetensors, cases.json and the weights in hf-format and deepseek-format (one of them is
     enough). Prints the largest difference of each quantity and its tolerance; exits 1 if one is beyond.
     """
+    from janus.device import use
     from janus.inspect.verify import verify as verify_cases
+
+    use(device)
 
     failed = 0
     for layout, check in verify_cases(folder, mode):

@@ -1,9 +1,60 @@
-"""One switch between compiled graphs and op-by-op execution."""
+"""The one place that sets or asks for the device, the mode, determinism and device memory.
+
+A command calls `use` before its first tensor. What needs the device without a command in front of it (a
+test, a Cell's kernels) calls `current`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from janus.common.errors import UserError
+
+DEVICES = ("auto", "CPU", "Ascend")
+"""Values of every command's `--device`."""
+
+
+def use(device: str = "auto", dtype: str = "float32") -> str:
+    """Compute on `device` from now on; gives its name, "CPU" or "Ascend".
+
+    auto: the device in use, which at first is the best that this MindSpore has. Operations run one by one;
+    only what is marked (`compiled`) becomes a graph.
+    Raises UserError where the device is missing or cannot compute in `dtype`.
+    """
+    import mindspore as ms
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    if device not in ("auto", current()):
+        try:
+            ms.set_device(device)
+        except RuntimeError as error:
+            raise UserError(f"device: {device} cannot be used here: {str(error).split('. ')[0]}") from error
+        if device == "Ascend":  # a resumed run repeats bits; never run there: untested
+            ms.set_deterministic(True)
+    check_dtype(dtype, current())
+    return current()
+
+
+def current() -> str:
+    """The device in use, "CPU" or "Ascend"."""
+    import mindspore as ms
+
+    return ms.get_context("device_target")
+
+
+def check_dtype(dtype: str, device: str) -> None:
+    """Raise UserError if the device has no kernels for `dtype`. device: as in `DEVICES`."""
+    if dtype == "bfloat16" and device == "CPU":
+        raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
+
+
+def peak_memory() -> int | None:
+    """Most bytes that were allocated on the device at once; None where it is the host."""
+    import mindspore as ms
+
+    # Never run on Ascend: untested.
+    return None if current() == "CPU" else ms.runtime.max_memory_allocated()
 
 
 def compiled(function: Callable[..., Any], mode: str = "graph") -> Callable[..., Any]:

@@ -107,7 +107,11 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int, dev
 
     Counts, token lengths, rejects, and a gallery of samples; one file that needs no network.
     """
+    from janus.device import use
     from shards.preview.page import write_preview
+
+    if model:
+        use(device)
 
     page = out or folder / "preview.html"
     shown, rows = write_preview(folder, page, model, samples)

@@ -17,6 +17,7 @@ import click
 
 from janus.common.errors import UserError
 from janus.common.options import DEVICE, DTYPE, FILE, FOLDER, MODE, Names, option, option_fields, read_options
+from janus.device import check_dtype
 from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
 from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
@@ -268,5 +269,4 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             "stage: 1 trains nothing that text passes through; leave text out (--ratio 1:0:3) or use another"
         )
-    if config.dtype == "bfloat16" and config.device == "CPU":
-        raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
+    check_dtype(config.dtype, config.device)

@@ -18,6 +18,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import part_of
@@ -197,9 +198,7 @@ class TrainStep:
 
 def _graphs(config: TrainConfig, model: Janus) -> Graphs:
     """The device set, and the graphs of this run, kept on CPU alone."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    if ms.get_context("device_target") != config.device:
-        ms.set_device(config.device)
+    device.use(config.device, config.dtype)
     facts = {"options": config.in_graphs(), "network": asdict(model.config)}
     return Graphs(facts, graph_folder() if config.device == "CPU" else None)
 

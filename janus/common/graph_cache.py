@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import janus
+from janus import device
 from janus.common.files import write_file
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def graph_folder() -> Path | None:
 
 def network_graphs(network: JanusConfig) -> Graphs:
     """For a network of these sizes that is not trained; kept on CPU alone."""
-    import mindspore as ms
-
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # only what is marked is compiled
-    kept = graph_folder() if ms.get_context("device_target") == "CPU" else None
+    kept = graph_folder() if device.use() == "CPU" else None
     return Graphs({"network": asdict(network)}, kept)
 
 

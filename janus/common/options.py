@@ -25,12 +25,13 @@ import click
 import yaml
 
 from janus.common.errors import UserError
+from janus.device import DEVICES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FOLDER.name = "dir"  # as help shows it
 FILE = click.Path(dir_okay=False, path_type=Path)
 
-DEVICE = click.Choice(["auto", "CPU", "Ascend"])
+DEVICE = click.Choice(DEVICES)
 DTYPE = click.Choice(["float32", "bfloat16"])
 MODE = click.Choice(["graph", "pynative"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
@@ -63,6 +64,7 @@ def run(name: str, request: Request) -> None:
             "example a run's checkpoints/step-NNNNNN"
         )
     tokenizer = load_tokenizer(folder.path)
+    device.use(request.device)
     if request.draws:
         _draw(folder, tokenizer, request)
     else:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from janus import device
 from janus.checkpoint.folder import ModelFolder
-from janus.device import compiled
 
 BATCH = 1
 """Pictures a call. The last call is filled up, so that one graph serves all."""
@@ -48,10 +48,8 @@ class VQDecoder:
 
 
 def _compiled_vq(folder: ModelFolder, direction: str) -> Callable[..., Any]:
-    import mindspore as ms
-
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # only what is marked is compiled
-    return compiled(getattr(folder.build_vq(BATCH), direction))
+    device.use()
+    return device.compiled(getattr(folder.build_vq(BATCH), direction))
 
 
 def _filled(some: np.ndarray, dtype: type) -> Any:

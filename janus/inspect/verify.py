@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.checkpoint.names import deepseek_name
 from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
-from janus.device import compiled
 from janus.prompts import TASKS
 
 ABSOLUTE, LOSS, RELATIVE = 1e-4, 1e-5, 1e-3
@@ -88,10 +88,8 @@ def open_cases(folder: Path) -> Cases:
 
 def verify(folder: Path, mode: str = "graph") -> Iterator[tuple[str, Check]]:
     """(layout, check) for every quantity of every layout in the folder. mode: graph or pynative."""
-    import mindspore as ms
-
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    compile_ = partial(compiled, mode=mode)
+    device.use()
+    compile_ = partial(device.compiled, mode=mode)
     cases = open_cases(folder)
     for layout in LAYOUTS:
         if (folder / layout).is_dir():

@@ -30,11 +30,11 @@ NO_WEIGHTS = (
 )
 
 
-def run(work: Path, model: str) -> dict[str, Any]:
+def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
     """Encode every generation picture of the images stage; gives stage.json's content.
 
     model: as `janus.checkpoint.folder.open_model` takes it. Raises UserError if the images stage has not run,
-    or its pictures are not of the model's size.
+    or its pictures are not of the model's size. device: where the encoder computes.
     """
     images = require_stage("images", work)
     encoder: dict[str, Any] = {"encoder_sha256": None, "weights": None}
@@ -56,7 +56,7 @@ def run(work: Path, model: str) -> dict[str, Any]:
         chunks = []
         if folder:
             chunks = chunks_of(work / "images" / "generation.index.arrow", parts, "codes")
-            _encode_missing(chunks, rows, folder)
+            _encode_missing(chunks, rows, folder, device)
         with table_writer(out / "codes.arrow", CODE_SCHEMA) as writer:
             for chunk in chunks:
                 writer.write_table(read_table(chunk.out))
@@ -78,13 +78,15 @@ def _check_size(work: Path, images: Mapping[str, Any], folder: ModelFolder) -> N
         )
 
 
-def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder) -> None:
+def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, device: str) -> None:
     """Write the parts that are not there yet. A chunk is INDEX_ROWS pictures, a batch of the index."""
     missing = {chunk: chunk.read()["image_sha256"] for chunk in chunks if not _is_whole(chunk)}
     if not missing:
         return
+    from janus.device import use
     from janus.generate.vq_encode import VQEncoder
 
+    use(device)
     encoder = VQEncoder(folder)
     left = sum(map(len, missing.values()))
     with track("vq", len(rows), "images", resumed=len(rows) - left) as advance:

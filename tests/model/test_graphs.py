@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
@@ -18,6 +17,7 @@ from mindspore.graph.api import ms_compile_cache
 from paths import ROOT
 from trainer_shards import make_model, make_trainable
 
+from janus import device
 from janus.common.graph_cache import KEPT_SECONDS, Graphs, graph_folder, sources_digest
 from trainer.config import TrainConfig
 
@@ -38,7 +38,7 @@ class _Line(nn.Cell):
 
 @pytest.fixture(autouse=True)
 def _op_by_op() -> None:
-    ms.set_context(mode=ms.PYNATIVE_MODE)
+    device.use()
 
 
 def _run(graphs: Graphs, constant: float, weight: float = 1.0, x: Tensor = ONES) -> list[float]:

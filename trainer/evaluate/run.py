@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
@@ -74,6 +75,7 @@ def evaluate(config: EvalConfig) -> Path:
     began = time.perf_counter()
     opened = _open(config)
     click.echo(f"model: {opened.folder.description}")
+    device.use(config.device)
     model = opened.folder.build()
     metrics: dict[str, dict[str, float]] = {}
     baseline: dict[str, str] = {}

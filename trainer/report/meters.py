@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus import device
 from trainer.stream.feed import StepData
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class StepRecord:
             "compilations": graphs.count,
             "loaded": graphs.loaded,
             "compile_seconds": graphs.seconds,
-            **peak_memory(self._network.device),
+            **peak_memory(),
         }
 
 
@@ -108,12 +109,9 @@ def step_time(seconds: Sequence[float]) -> dict[str, float | None]:
     return {"step_seconds_median": float(median), "step_seconds_p95": float(p95)}
 
 
-def peak_memory(device: str) -> dict[str, int]:
+def peak_memory() -> dict[str, int]:
     """Bytes held at the worst moment so far: by this process on the host, and on an Ascend device."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device == "Ascend":  # never run there: untested
-        import mindspore as ms
-
-        peak["peak_device_memory"] = ms.runtime.max_memory_allocated()
-    return peak
+    on_device = device.peak_memory()
+    return peak if on_device is None else peak | {"peak_device_memory": on_device}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import hash_file
@@ -78,7 +79,7 @@ def open_run(
     lock: keeps other trainers out of the folder until it closes. accepted: fields that may differ from the
     run that is resumed. Raises UserError for whatever does not fit together.
     """
-    config = replace(config, device=_device(config))
+    config = replace(config, device=device.use(config.device, config.dtype))
     out = named_folder(config, resume)
     checkpoint = None
     if out and resume:
@@ -121,15 +122,6 @@ def check_model(
         )
     if "t2i" in tasks:
         folder.check_codes(manifest.vq, shards.folder)
-
-
-def _device(config: TrainConfig) -> str:
-    import mindspore as ms
-
-    device = config.device if config.device != "auto" else ms.get_context("device_target")
-    if device == "CPU" and config.dtype == "bfloat16":
-        raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
-    return device
 
 
 def describe_data(run: Run, say: Callable[[str], None]) -> None:
