@@ -151,6 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not (tmp_path / "work" / ".vq-parts").exists()
 
 
+@pytest.mark.slow
 def test_parts_that_the_disk_lost_are_encoded_again(
     killed: Path, encoded: Path, model: Path, tmp_path: Path
 ) -> None:
