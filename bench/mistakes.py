@@ -28,7 +28,7 @@ from janus.common.files import write_text
 from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from trainer.config import load_recipe, resolve
-from trainer.evaluate.metrics import mean_scores
+from trainer.evaluate.scores import mean_scores
 from trainer.optimizer import learning_rate
 from trainer.run.open import open_run
 from trainer.stream.feed import StepData, steps_ahead

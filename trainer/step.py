@@ -24,7 +24,7 @@ from janus.inspect.costs import Work, operations
 from janus.model.janus import part_of
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
-from trainer.evaluate.metrics import Score
+from trainer.evaluate.scores import Score, score_batch
 from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.shapes import Batch
 
@@ -191,9 +191,8 @@ class TrainStep:
 
     def evaluate(self, task: str, batch: Batch) -> Score:
         """The score of a whole batch; nothing is changed."""
-        nll_N, hits_N = (scores.asnumpy() for scores in self._evaluate[task](*_tensors(batch)))
-        used_N = batch.labels_N >= 0
-        return Score(float(nll_N[used_N].sum()), int(hits_N[used_N].sum()), batch.supervised)
+        (score,) = score_batch(self._evaluate[task], batch)
+        return score
 
 
 def _graphs(config: TrainConfig, model: Janus) -> Graphs:

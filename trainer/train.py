@@ -12,8 +12,8 @@ from pathlib import Path
 from janus.common.errors import UserError
 from janus.common.files import FULL
 from trainer.config import TrainConfig
-from trainer.evaluate.metrics import mean_scores
-from trainer.evaluate.probe import Probe
+from trainer.evaluate.answers import Probe
+from trainer.evaluate.scores import mean_scores
 from trainer.optimizer import learning_rate
 from trainer.report.events import require_writer
 from trainer.report.log import RunLog

@@ -16,19 +16,14 @@ from PIL import Image
 from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, shape_of, word_tokenizer
 
 from janus.checkpoint.folder import open_model
+from janus.model.janus import Janus
 from janus.model.loss import TaskLoss
 from janus.prompts import PromptRow, encode_samples
 from shards.read import ShardSet
 from trainer.cli import main
-from trainer.evaluate.metrics import (
-    answer_metrics,
-    commonest,
-    decision_metrics,
-    exact_match,
-    is_closed,
-    normalise,
-    token_f1,
-)
+from trainer.evaluate.answers import answer_metrics, commonest, exact_match, token_f1
+from trainer.evaluate.pubmedqa import decision_metrics
+from trainer.report.records import read_history
 from trainer.stream.collate import collate
 from trainer.stream.shapes import ImageShape
 
@@ -58,14 +53,13 @@ def test_answers_are_compared_as_squad_does(prediction: str, answer: str, equal:
 
 def test_closed_and_open_questions_are_kept_apart() -> None:
     answers = ["Yes.", "no", "left lung", "heart"]
-    assert [is_closed(answer) for answer in answers] == [True, True, False, False]
     metrics = answer_metrics(["yes", "yes", "right lung", "the heart"], answers)
     assert metrics["exact_match"] == metrics["closed_exact_match"] == metrics["open_exact_match"] == 0.5
     assert metrics["open_f1"] == pytest.approx(0.75)
     assert (metrics["questions"], metrics["closed_questions"], metrics["open_questions"]) == (4, 2, 2)
     assert "closed_f1" not in answer_metrics(["heart"], ["heart"])
     assert commonest(["No", "yes", "no.", "the heart"]) == "no"
-    assert normalise("  The  Heart, a-b! ") == "heart ab"
+    assert exact_match("  The  Heart, a-b! ", "heart ab")
 
 
 def test_decisions_have_the_figures_of_scikit_learn() -> None:
@@ -105,12 +99,19 @@ def _eval(work: Path, out: str, *arguments: str) -> Result:
     return CliRunner().invoke(main, [*given, *arguments])
 
 
+@pytest.fixture(scope="module")
+def model(work: Path) -> Janus:
+    return open_model(str(work / "model")).build()
+
+
 @pytest.mark.parametrize("task", ["text", "vqa", "t2i"])
-def test_each_sample_has_the_loss_that_training_computes(work: Path, evaluated: tuple, task: str) -> None:
+def test_each_sample_has_the_loss_that_training_computes(
+    work: Path, model: Janus, evaluated: tuple, task: str
+) -> None:
     from mindspore import Tensor
 
     content, predictions, _ = evaluated
-    rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(_model(work), task)
+    rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(model, task)
     of_task = predictions.filter(pl.col("part") == task)
     assert of_task["sample_id"].to_list() == rows.sample_ids.to_pylist()
     total = tokens = 0
@@ -129,10 +130,6 @@ def test_each_sample_has_the_loss_that_training_computes(work: Path, evaluated: 
     assert 0 <= figures["token_accuracy"] <= 1
 
 
-def _model(work: Path) -> object:
-    return open_model(str(work / "model")).build()
-
-
 def test_figures_are_those_of_the_predictions(evaluated: tuple) -> None:
     content, predictions, _ = evaluated
     vqa = predictions.filter(pl.col("part") == "vqa")
@@ -145,7 +142,7 @@ def test_figures_are_those_of_the_predictions(evaluated: tuple) -> None:
     assert predictions.filter(pl.col("part") == "t2i")["correct"].null_count() == TEST_ROWS
 
 
-def test_pubmedqa_is_answered_by_the_likeliest_word(work: Path, evaluated: tuple) -> None:
+def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tuple) -> None:
     """Each decision is one token here, so the logits behind the prompt say what must come out."""
     from mindspore import Tensor
 
@@ -154,7 +151,7 @@ def test_pubmedqa_is_answered_by_the_likeliest_word(work: Path, evaluated: tuple
     assert {f"pubmedqa/{key}": answer for key, answer in DECISIONS.items() if key != "99"} == dict(
         zip(answered["sample_id"], answered["answer"], strict=True)
     )
-    tokenizer, loss = word_tokenizer(), TaskLoss(_model(work), "text")
+    tokenizer, loss = word_tokenizer(), TaskLoss(model, "text")
     words = ["yes", "no", "maybe"]
     ids = [ids[0] for ids in tokenizer.encode_texts(words)]
     for prompt, prediction, score in answered.select("prompt", "prediction", "score").rows():
@@ -190,14 +187,13 @@ def test_a_run_is_evaluated_by_its_name_and_asked_while_it_trains(work: Path) ->
     asked = runner.invoke(main, [*command, "--out", str(work / "asked"), "--eval-every", "2"])
     plain = runner.invoke(main, [*command, "--out", str(work / "plain")])
     assert (asked.exit_code, plain.exit_code) == (0, 0), asked.output + plain.output
-    records = [json.loads(line) for line in (work / "asked" / "metrics.jsonl").read_text().splitlines()]
+    records, others = (read_history(work / name).records for name in ("asked", "plain"))
     small = [record for record in records if record["kind"] == "eval"]
     assert [record["step"] for record in small] == [0, 2, 4]
     for record in small:
         assert record["metrics"]["vqa"].keys() == {"exact_match", "f1", "questions"}
         assert 0 <= record["metrics"]["t2i"]["token_accuracy"] <= 1
     assert "evaluation after step 4 · vqa exact_match" in asked.output
-    others = [json.loads(line) for line in (work / "plain" / "metrics.jsonl").read_text().splitlines()]
     losses = [[r["loss"] for r in of if r["kind"] == "step"] for of in (records, others)]
     assert losses[0] == losses[1]  # being asked changes nothing
     assert not [record for record in others if record["kind"] == "eval"]

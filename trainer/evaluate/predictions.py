@@ -16,6 +16,7 @@ from janus.checkpoint.folder import write_json
 from janus.common.files import write_file
 from janus.generate.pictures import save_picture
 from shards.schema import Sample
+from trainer.evaluate.answers import exact_match
 
 SCHEMA = pa.schema(
     [
@@ -28,29 +29,21 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("prediction", pa.string()),  # null where nothing is predicted but the next token
         ("correct", pa.bool_()),  # null likewise
-        (
-            "score",
-            pa.float64(),
-        ),  # vqa: token F1; pubmedqa: share of the likeliest answer; else token accuracy
+        # vqa: token F1; pubmedqa: share of the likeliest answer; else token accuracy
+        ("score", pa.float64()),
         ("nll", pa.float64()),  # −log p of the right answer: per token; pubmedqa: of the whole
     ]
 )
 
 
 def prediction_row(
-    sample: Sample,
-    part: str,
-    *,
-    nll: float,
-    score: float,
-    prediction: str | None = None,
-    correct: bool | None = None,
+    sample: Sample, part: str, nll: float, score: float, prediction: str | None = None
 ) -> dict[str, Any]:
     """One row of SCHEMA."""
-    said = {
-        name: getattr(sample, name) for name in ("sample_id", "task", "split", "source", "prompt", "answer")
-    }
-    return said | {"part": part, "nll": nll, "score": score, "prediction": prediction, "correct": correct}
+    names = ("sample_id", "task", "split", "source", "prompt", "answer")
+    correct = None if prediction is None else exact_match(prediction, sample.answer)
+    figures = {"part": part, "nll": nll, "score": score, "prediction": prediction, "correct": correct}
+    return {name: getattr(sample, name) for name in names} | figures
 
 
 def write_results(
@@ -60,19 +53,19 @@ def write_results(
     rows: Sequence[Mapping[str, Any]],
     picture: tuple[np.ndarray, Mapping[str, object]] | None,
 ) -> Path:
-    """Write all files, `name`.json last, each beside its place first; returns the JSON's path."""
+    """Write all files, each atomically and `name`.json last; returns the JSON's path."""
     folder.mkdir(parents=True, exist_ok=True)
     picture_path = folder / f"{name}-pictures.png"
     if picture is not None:
         save_picture(picture_path, *picture)
     table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
 
-    def write_arrow(beside: Path) -> None:
-        with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    def write_arrow(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_table(table)
 
     write_file(folder / f"{name}.arrow", write_arrow)
     figures = {**result, "pictures": picture_path.name if picture is not None else None}
     path = folder / f"{name}.json"
-    write_file(path, lambda beside: write_json(beside, figures))
+    write_file(path, lambda temporary: write_json(temporary, figures))
     return path

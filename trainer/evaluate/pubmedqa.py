@@ -1,103 +1,115 @@
 """PubMedQA's yes, no or maybe, by the likelihood of each: nothing is generated.
 
 The prompt is the question as it is trained, without its abstract; the answers compared are " yes", " no" and
-" maybe", scored without EOS, which an answer of one word rarely has where answers are conclusions.
+" maybe", scored without EOS, which an answer of one word rarely has where answers are conclusions. Figures
+are accuracy and the F1 of yes, no and maybe, averaged (Jin et al. 2019, arXiv:1909.06146).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from janus.common.errors import UserError
+from janus.common.files import read_json
 from janus.prompts import PromptRow, encode_samples
 from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from shards.schema import Sample
-from trainer.evaluate.metrics import DECISIONS, Score, commonest, decision_metrics
+from trainer.evaluate.answers import commonest
 from trainer.evaluate.predictions import prediction_row
+from trainer.evaluate.scores import Score
 
 SOURCE = "pubmedqa"
+DECISIONS = ("yes", "no", "maybe")
+
+
+def decision_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """accuracy and macro_f1 over the decisions that are among predictions or answers, as scikit-learn's."""
+    pairs = list(zip(predictions, answers, strict=True))
+    f1 = []
+    for decision in sorted({*predictions, *answers}):
+        right = sum(predicted == wanted == decision for predicted, wanted in pairs)
+        named = sum((predicted == decision) + (wanted == decision) for predicted, wanted in pairs)
+        f1.append(2 * right / named)
+    accuracy = sum(predicted == wanted for predicted, wanted in pairs) / len(pairs)
+    return {"accuracy": accuracy, "macro_f1": sum(f1) / len(f1)}
 
 
 @dataclass(frozen=True)
 class PubmedQuestions:
-    """The questions of the list that the shards hold, in any split.
+    """The listed questions that the shards hold, in any split, each with its right answer.
 
-    candidates: for each question one sample a decision, in the order of DECISIONS. asked: length of the list.
+    candidates: for each question one sample per decision, in the order of DECISIONS. listed: length of the
+    list.
     """
 
     questions: list[Sample]
-    answers: list[str]
     candidates: list[Sample]
-    asked: int
+    listed: int
 
     def results(self, scores: Sequence[Score]) -> tuple[dict[str, float], str, list[dict[str, Any]]]:
         """(figures, the baseline's answer, a row for each question) from the candidates' scores.
 
-        Questions that stand in the train split are counted (`in_train`) and, where they are not all, left out
-        of `unseen_…`. The baseline is the commonest answer of the list.
+        Questions of the train split are counted (`in_train`) and, if others remain, left out of `unseen_…`.
+        The baseline is the commonest answer of the questions.
         """
-        nll = np.array([score.nll for score in scores]).reshape(-1, len(DECISIONS))
-        predictions = [DECISIONS[i] for i in nll.argmin(1)]
-        metrics = decision_metrics(predictions, self.answers)
-        metrics |= {"samples": len(self.questions), "asked": self.asked}
+        nll_QD = np.array([score.nll for score in scores]).reshape(-1, len(DECISIONS))
+        predictions = [DECISIONS[i] for i in nll_QD.argmin(1)]
+        answers = [question.answer for question in self.questions]
         unseen = [i for i, question in enumerate(self.questions) if question.split != "train"]
-        metrics["in_train"] = len(self.questions) - len(unseen)
-        if unseen and metrics["in_train"]:
-            figures = decision_metrics([predictions[i] for i in unseen], [self.answers[i] for i in unseen])
+        in_train = len(self.questions) - len(unseen)
+        metrics = decision_metrics(predictions, answers)
+        metrics |= {"samples": len(self.questions), "asked": self.listed, "in_train": in_train}
+        if unseen and in_train:
+            figures = decision_metrics([predictions[i] for i in unseen], [answers[i] for i in unseen])
             metrics |= {f"unseen_{name}": value for name, value in figures.items()}
-        always = commonest(self.answers)
-        figures = decision_metrics([always] * len(self.answers), self.answers)
+        always = commonest(answers)
+        figures = decision_metrics([always] * len(answers), answers)
         metrics |= {f"baseline_{name}": value for name, value in figures.items()}
-        return metrics, always, self._rows(nll, predictions)
+        return metrics, always, self._rows(nll_QD, predictions)
 
-    def _rows(self, nll: np.ndarray, predictions: list[str]) -> list[dict[str, Any]]:
-        likelihood = np.exp(nll.min(1, keepdims=True) - nll)
-        confidence = 1 / likelihood.sum(1)  # of the likeliest, whose likelihood is 1 here
-        return [
-            prediction_row(
-                replace(question, answer=answer),
-                SOURCE,
-                nll=float(nll[i, DECISIONS.index(answer)]),
-                score=float(confidence[i]),
-                prediction=predictions[i],
-                correct=predictions[i] == answer,
-            )
-            for i, (question, answer) in enumerate(zip(self.questions, self.answers, strict=True))
-        ]
+    def _rows(self, nll_QD: np.ndarray, predictions: list[str]) -> list[dict[str, Any]]:
+        likelihood_QD = np.exp(nll_QD.min(1, keepdims=True) - nll_QD)  # of the likeliest: 1
+        confidence_Q = 1 / likelihood_QD.sum(1)
+        rows = []
+        for i, (question, prediction) in enumerate(zip(self.questions, predictions, strict=True)):
+            nll = float(nll_QD[i, DECISIONS.index(question.answer)])
+            rows.append(prediction_row(question, SOURCE, nll, float(confidence_Q[i]), prediction))
+        return rows
 
 
-def find_questions(
-    shards: ShardSet, decisions: Mapping[str, str], tokenizer: JanusTokenizer
-) -> PubmedQuestions:
-    """Find the listed questions in the shards.
+def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> PubmedQuestions:
+    """Find the questions of the list `path`, {pubid: yes, no or maybe}, in the shards.
 
-    decisions: the list, {pubid: decision}. Raises UserError if the shards hold none of them.
+    Raises UserError if it is no such list, or the shards hold none of its questions.
     """
+    decisions = read_json(path, "give PubMedQA's data/test_ground_truth.json")
+    for pubid, decision in decisions.items():
+        if decision not in DECISIONS:
+            raise UserError(f"{path}: {pubid}: {decision!r} is none of {', '.join(DECISIONS)}")
     questions = []
     for split, task in shards.splits_tasks():
-        if task == "text":
-            rows = shards.rows(split, task)
-            for index, sample_id in enumerate(rows.sample_ids.to_pylist()):
-                source, _, key = sample_id.partition("/")
-                if source == SOURCE and key in decisions:
-                    questions.append(rows.read(index))
+        rows = shards.rows(split, task)
+        for index, sample_id in enumerate(rows.sample_ids.to_pylist() if task == "text" else ()):
+            source, _, key = sample_id.partition("/")
+            if source == SOURCE and key in decisions:
+                questions.append(replace(rows.read(index), answer=decisions[key]))
     if not questions:
         raise UserError(f"--pubmedqa-test: {shards.folder} holds none of its {len(decisions)} questions")
-    answers = [decisions[question.source_key] for question in questions]
-    return PubmedQuestions(questions, answers, _candidates(questions, tokenizer), len(decisions))
+    return PubmedQuestions(questions, _candidates(questions, tokenizer), len(decisions))
 
 
 def _candidates(questions: Sequence[Sample], tokenizer: JanusTokenizer) -> list[Sample]:
-    pairs = [(question, decision) for question in questions for decision in DECISIONS]
-    encoded = encode_samples(tokenizer, [PromptRow("text", q.prompt, d, q.history) for q, d in pairs], 0)
+    prompts = [PromptRow("text", q.prompt, d, q.history) for q in questions for d in DECISIONS]
     candidates = []
-    for (question, _), sample in zip(pairs, encoded, strict=True):
+    for i, sample in enumerate(encode_samples(tokenizer, prompts, 0)):
         start, end = sample.supervised[-1]
         span = np.array([[start, end - 1]], np.int32)  # without EOS
+        question = questions[i // len(DECISIONS)]
         candidates.append(replace(question, input_ids=sample.input_ids, supervised=span))
     return candidates

@@ -1,0 +1,111 @@
+"""Answers to vqa questions: generated greedily, and compared with the right ones.
+
+Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): lower case, no punctuation,
+no articles, white space collapsed; F1 of the bags of words. Questions whose answer is yes or no are *closed*,
+all others *open*, kept apart as for VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251); its closed
+questions that name their choices count as open here.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from janus.generate.generate import Generator, Prompt
+from janus.prompts import before_answer
+from janus.tokens import JanusTokenizer
+from shards.schema import Sample
+
+if TYPE_CHECKING:
+    from janus.model.janus import Janus
+    from trainer.run.open import Run
+
+CLOSED = ("yes", "no")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+QUESTIONS, BATCH, MAX_TOKENS = 8, 4, 16
+"""Of a `Probe`: questions, questions at a time, and longest answer in tokens."""
+
+
+def normalise(answer: str) -> str:
+    """The part of an answer that is compared."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether they are the same once normalised."""
+    return normalise(prediction) == normalise(answer)
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """Harmonic mean of the shares of words that they have in common, 0 to 1."""
+    predicted, wanted = normalise(prediction).split(), normalise(answer).split()
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    common = sum((Counter(predicted) & Counter(wanted)).values())
+    return 2 * common / (len(predicted) + len(wanted))
+
+
+def answer_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """exact_match and f1 of all, of the closed and of the open questions, and how many those are.
+
+    A kind without questions has no exact_match and f1.
+    """
+    pairs = list(zip(predictions, answers, strict=True))
+    kinds = {
+        "": pairs,
+        "closed_": [pair for pair in pairs if normalise(pair[1]) in CLOSED],
+        "open_": [pair for pair in pairs if normalise(pair[1]) not in CLOSED],
+    }
+    metrics: dict[str, float] = {}
+    for kind, some in kinds.items():
+        if some:
+            metrics[f"{kind}exact_match"] = sum(exact_match(*pair) for pair in some) / len(some)
+            metrics[f"{kind}f1"] = sum(token_f1(*pair) for pair in some) / len(some)
+        metrics[f"{kind}questions"] = len(some)
+    return metrics
+
+
+def commonest(answers: Sequence[str]) -> str:
+    """The normalised answer that comes most often; of several the first in the alphabet."""
+    counts = Counter(map(normalise, answers))
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def generate_answers(
+    generator: Generator,
+    tokenizer: JanusTokenizer,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    on_token: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """The greedy answer to each vqa sample's question and picture, as text."""
+    prompts = [Prompt(before_answer(s.input_ids, s.supervised), s.image) for s in samples]
+    answers = generator.answers(prompts, max_tokens, on_token=on_token)
+    return [tokenizer.decode(ids[ids != tokenizer.special.eos].tolist()).strip() for ids in answers]
+
+
+class Probe:
+    """A few held-out questions that `--eval-every` asks while the network learns.
+
+    Each time costs about two validations of as many vqa samples, and the memory of a key-value cache of
+    BATCH rows; its two graphs are compiled once.
+    """
+
+    def __init__(self, run: Run, model: Janus) -> None:
+        held_out = run.feed.validation.get("vqa")
+        self._samples = [held_out.read(i) for i in range(min(QUESTIONS, len(held_out)))] if held_out else []
+        self._tokenizer = run.tokenizer
+        self._generator = Generator(model, run.tokenizer.special, BATCH, run.config.mode)
+
+    def metrics(self) -> dict[str, float]:
+        """exact_match, f1 and the number of questions; empty if the run has no held-out question."""
+        if not self._samples:
+            return {}
+        predictions = generate_answers(self._generator, self._tokenizer, self._samples, MAX_TOKENS)
+        figures = answer_metrics(predictions, [sample.answer for sample in self._samples])
+        return {name: figures[name] for name in ("exact_match", "f1", "questions")}
