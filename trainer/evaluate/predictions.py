@@ -5,6 +5,7 @@ pl.read_ipc("OUT/eval/validation.arrow").filter(~pl.col("correct")).select("prom
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from janus.checkpoint.folder import write_json
-from janus.common.files import write_file
+from janus.common.files import write_file, write_text
 from janus.generate.pictures import save_picture
 from shards.schema import Sample
 from trainer.evaluate.answers import exact_match
@@ -67,5 +67,5 @@ def write_results(
     write_file(folder / f"{name}.arrow", write_arrow)
     figures = {**result, "pictures": picture_path.name if picture is not None else None}
     path = folder / f"{name}.json"
-    write_file(path, lambda temporary: write_json(temporary, figures))
+    write_text(path, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     return path
