@@ -67,8 +67,8 @@ class RowBytes:
             spans_R=self._lengths("span_starts") // 4,
             starts_L=self._numbers("span_starts"),
             ends_L=self._numbers("span_ends"),
-            images=[self._array(i, "image", np.uint8) for i in range(len(self.lengths_RF))],
-            image_tokens=[self._array(i, "image_tokens", np.uint16) for i in range(len(self.lengths_RF))],
+            images=self._arrays("image", np.uint8),
+            image_tokens=self._arrays("image_tokens", np.uint16),
         )
 
     def sample(self, i: int, image_size: int) -> Sample:
@@ -97,6 +97,13 @@ class RowBytes:
 
     def _numbers(self, name: str) -> np.ndarray:
         return np.frombuffer(b"".join(self.columns[_PLACE[name]]), np.int32)
+
+    def _arrays(self, name: str, kind: type[np.generic]) -> list[np.ndarray | None]:
+        lengths = self._lengths(name)
+        if (lengths < 0).all():
+            return [None] * len(lengths)
+        pairs = zip(self.columns[_PLACE[name]], lengths.tolist(), strict=True)
+        return [np.frombuffer(field, kind) if length >= 0 else None for field, length in pairs]
 
     def _array(self, i: int, name: str, kind: type[np.generic]) -> np.ndarray | None:
         place = _PLACE[name]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -121,3 +122,8 @@ class RowBlock:
 
     def __len__(self) -> int:
         return len(self.lengths_R)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """The image tokens of all rows that have some, joined, uint16."""
+        return np.concatenate([codes for codes in self.image_tokens if codes is not None])

@@ -95,6 +95,13 @@ def test_deal_counts_head_groups_and_tail(size: int, count: int, head: int) -> N
     assert not len(whole) or not len(outside) or outside.max() <= middle[whole].min()
 
 
+def test_epochs_dealt_together_are_those_dealt_one_by_one() -> None:
+    for size, count, head in ((9, 4, 0), (9, 4, 3), (3, 8, 2), (50, 3, 1)):
+        weights, words = _words(size, 9) / 2.0**64, np.stack([_words(size, key) for key in range(5)])
+        one_by_one = [deal(weights, of_epoch, count, head) for of_epoch in words]
+        np.testing.assert_array_equal(deal(weights, words, count, head), one_by_one)
+
+
 def test_deal_orders_differ_with_the_words_and_groups_are_not_sorted() -> None:
     weights = realistic_lengths("text")[0]
     one, other = (deal(weights, _words(len(weights), key), 4, 0) for key in range(2))
@@ -260,12 +267,12 @@ def test_a_step_is_a_function_of_seed_and_number_alone() -> None:
     # One task's order does not depend on the others being there; another seed's, epoch's, task's is another.
     alone = _plan(7, {"text": 50}, {"text": 3}, {"text": 2})
     np.testing.assert_array_equal(alone.draw("text", 5).indices, forward.draw("text", 5).indices)
-    order, other_seed = (_plan(seed, sizes, counts, rows).order for seed in (7, 8))
-    assert not np.array_equal(order("text", 0), other_seed("text", 0))
-    assert not np.array_equal(order("text", 0), order("text", 1))
+    orders, other_seed = (_plan(seed, sizes, counts, rows).orders for seed in (7, 8))
+    assert not np.array_equal(orders("text", 0)[0], other_seed("text", 0)[0])
+    assert not np.array_equal(orders("text", 0)[0], orders("text", 0)[1])
     same = dict.fromkeys(("text", "t2i"), np.ones(50))
     count = dict.fromkeys(same, 1)
-    assert not np.array_equal(*(Plan(7, same, count, count).order(task, 0) for task in same))
+    assert not np.array_equal(*(Plan(7, same, count, count).orders(task, 0)[0] for task in same))
 
 
 def test_one_tasks_weights_do_not_touch_another() -> None:
@@ -284,8 +291,8 @@ def test_one_tasks_weights_do_not_touch_another() -> None:
 def test_the_order_stays_what_it_was_in_older_versions() -> None:
     weights = np.array([3.0, 1.0, 2.0, 7.0, 5.0, 4.0, 6.0, 8.0, 2.5])
     plan = Plan(0, {"vqa": weights}, {"vqa": 4}, {"vqa": 2})
-    assert plan.order("vqa", 0).tolist() == [3, 6, 8, 2, 7, 4, 0, 1, 5]
-    assert plan.order("vqa", 1).tolist() == [4, 5, 8, 7, 3, 2, 1, 6, 0]
+    assert plan.orders("vqa", 0)[0].tolist() == [3, 6, 8, 2, 7, 4, 0, 1, 5]
+    assert plan.orders("vqa", 0)[1].tolist() == [4, 5, 8, 7, 3, 2, 1, 6, 0]
     assert [plan.draw("vqa", step).indices.tolist() for step in (1, 3)] == [[3, 2, 6, 8], [4, 8, 5, 5]]
     assert random_words(2, 0, "vqa", "order", 0).tolist() == [16291792567289745522, 4925234843638997292]
     assert by_hash(["a", "b", "c", "d"]).tolist() == [3, 1, 2, 0]

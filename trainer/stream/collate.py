@@ -117,7 +117,7 @@ def _code_faults(rows: RowBlock, shape: BatchShape) -> Iterator[_Fault]:
     image, codes_R = shape.image, _sizes(rows.image_tokens)
     yield codes_R < 0, lambda i: "has no image tokens (`pipelines` fills them in with the model's VQ encoder)"
     yield codes_R != image.tokens, lambda i: f"has {codes_R[i]} image tokens, the model takes {image.tokens}"
-    highest_R = _joined_codes(rows).reshape(-1, image.tokens).max(1)
+    highest_R = rows.codes.reshape(-1, image.tokens).max(1)
     yield (
         highest_R >= image.codes,
         lambda i: f"has image token {highest_R[i]}, the model has {image.codes} codes",
@@ -132,10 +132,6 @@ def _code_faults(rows: RowBlock, shape: BatchShape) -> Iterator[_Fault]:
 
 def _sizes(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
     return np.array([-1 if array is None else array.size for array in arrays])
-
-
-def _joined_codes(rows: RowBlock) -> np.ndarray:
-    return np.concatenate([codes for codes in rows.image_tokens if codes is not None])
 
 
 @dataclass(frozen=True)
@@ -238,7 +234,7 @@ def _state_arrays(task: str, rows: RowBlock, layout: _Layout, shape: BatchShape)
     states_L = rows.ends_L - rows.starts_L
     before_L = np.cumsum(states_L) - states_L
     if task == "t2i":  # its spans hold all codes, one after the other
-        targets, target_L = _joined_codes(rows), before_L
+        targets, target_L = rows.codes, before_L
     else:
         before_R = np.cumsum(rows.lengths_R) - rows.lengths_R
         targets, target_L = rows.ids_K, np.repeat(before_R, rows.spans_R) + rows.starts_L
@@ -272,5 +268,5 @@ def _codes(rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> np.ndarra
     """(M, I, T) image tokens."""
     codes_MIT = np.zeros((len(counts_M), shape.images, shape.image.tokens), np.int32)
     used_MI = np.arange(shape.images) < counts_M[:, None]
-    codes_MIT[used_MI] = _joined_codes(rows).reshape(-1, shape.image.tokens)
+    codes_MIT[used_MI] = rows.codes.reshape(-1, shape.image.tokens)
     return codes_MIT

@@ -9,7 +9,7 @@ nearly the same (tokens and supervised tokens), which lets one static shape hold
 padding. How a step is cut into micro-batches does not change which samples make it.
 """
 
-# Shapes: S steps, C samples of a step, G groups of consecutive samples.
+# Shapes: S steps, C samples of a step, G groups of consecutive samples, E epochs, R rows.
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ PLAN_VERSION = 1
 
 ALIKE = 8
 """Weights are alike within a standard deviation over this."""
+
+DEALT_ROWS = 4096
+"""Epochs of few rows are dealt together, up to this many rows."""
 
 _BLOCK = 4096
 """Steps that `sizes` draws at a time."""
@@ -55,7 +58,7 @@ class Plan:
         it.
         """
         self._seed, self._weights, self._counts, self._samples = seed, weights, counts, samples
-        self.order = lru_cache(maxsize=8)(self._order)
+        self.orders = lru_cache(maxsize=8)(self._orders)
 
     def epochs(self, task: str, steps: int) -> float:
         """How often each row of a task has been used after `steps` steps."""
@@ -78,22 +81,34 @@ class Plan:
         """What `steps` steps from step `first` (1 is the first) take of a task, step after step."""
         count, size = self._counts[task], len(self._weights[task])
         places = (first - 1) * count + np.arange(steps * count)
-        epochs = places // size
-        orders = [self.order(task, epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)]
-        # An epoch may be long: it is not copied for the few places that a step takes.
-        indices = (np.concatenate(orders) if len(orders) > 1 else orders[0])[places - epochs[0] * size]
+        epochs, turns = places // size, places // (size * epochs_together(size))
+        indices = np.empty(len(places), np.int64)
+        for turn in range(int(turns[0]), int(turns[-1]) + 1):
+            now = turns == turn
+            orders = self.orders(task, turn).reshape(-1)
+            indices[now] = orders[places[now] - turn * len(orders)]
         order_SC = level(self._weights[task][indices].reshape(steps, count), self._samples[task])
         order = (order_SC + np.arange(steps)[:, None] * count).reshape(-1)
         return TaskDraw(indices[order], epochs[order])
 
-    def _order(self, task: str, epoch: int) -> np.ndarray:
-        """The order of an epoch's rows, int64."""
+    def _orders(self, task: str, turn: int) -> np.ndarray:
+        """The orders of the epochs that are dealt together, int64 (epochs, rows)."""
         weights, count = self._weights[task], self._counts[task]
-        words = random_words(len(weights), self._seed, task, "order", epoch)
+        together = epochs_together(len(weights))
+        epochs = range(turn * together, (turn + 1) * together)
+        words = np.stack([random_words(len(weights), self._seed, task, "order", epoch) for epoch in epochs])
+        orders = np.empty(words.shape, np.int64)
         # The epoch before has taken the first places of a step that this one completes.
-        order = deal(weights, words, count, -epoch * len(weights) % count)
-        order.flags.writeable = False
-        return order
+        heads = -np.array(epochs) * len(weights) % count
+        for head in np.unique(heads).tolist():
+            orders[heads == head] = deal(weights, words[heads == head], count, head)
+        orders.flags.writeable = False
+        return orders
+
+
+def epochs_together(rows: int) -> int:
+    """How many epochs of so few rows are dealt together: numpy's calls cost more than a short epoch."""
+    return max(1, DEALT_ROWS // rows)
 
 
 def sample_weights(tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:
@@ -102,30 +117,33 @@ def sample_weights(tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:
 
 
 def deal(weights: np.ndarray, words: np.ndarray, count: int, head: int) -> np.ndarray:
-    """A random order of the rows, int64, in which `count` consecutive ones weigh nearly the same.
+    """Random orders of the rows, int64, in which `count` consecutive ones weigh nearly the same.
 
-    words: random uint64, one for each row. head: rows in front of the first whole group.
-    Rows that fill no whole group are those of middling weight. The others are dealt heaviest first, each
-    round to the groups in the order of what they still lack (longest-processing-time scheduling, Graham
-    1969, a round at a time).
+    words: random uint64, one for each row, (rows,), or (epochs, rows) for several orders. head: rows in front
+    of the first whole group. Rows that fill no whole group are those of middling weight. The others are dealt
+    heaviest first, each round to the groups in the order of what they still lack (longest-processing-time
+    scheduling, Graham 1969, a round at a time).
     """
+    words_ER = np.atleast_2d(words)
     # From the generator's raw words: numpy may change how its own shuffle uses them.
-    shuffled = np.argsort(words, kind="stable")
+    shuffled = np.argsort(words_ER, axis=1, kind="stable")
     groups = max(len(weights) - head, 0) // count
-    middling = _sorted_by(np.abs(weights - weights.mean()), shuffled)
-    loose, rest = np.split(middling, [len(weights) - groups * count])
-    loose, rest = _sorted_by(words, loose), _sorted_by(words, rest)
+    middling = _sorted_by(np.abs(weights - weights.mean())[shuffled], shuffled)
+    parts = np.split(middling, [len(weights) - groups * count], axis=1)
+    loose, rest = (_sorted_by(np.take_along_axis(words_ER, rows, 1), rows) for rows in parts)
     # Like weights in random order: else the same samples would meet in every epoch.
     alike = max(weights.std() / ALIKE, 1e-9)
-    rest = _sorted_by(-np.round(weights / alike), rest)
-    dealt_GC = rest[_rounds(weights[rest][None], count)[0]].reshape(groups, count)
-    dealt_GC = dealt_GC[np.argsort(words[dealt_GC[:, 0]], kind="stable")]
-    return np.concatenate([loose[:head], dealt_GC.reshape(-1), loose[head:]])
+    rest = _sorted_by(-np.round(weights / alike)[rest], rest)
+    dealt = np.take_along_axis(rest, _rounds(weights[rest], count), 1).reshape(len(words_ER), groups, count)
+    first = np.take_along_axis(words_ER, dealt[:, :, 0], 1)
+    dealt = np.take_along_axis(dealt, np.argsort(first, axis=1, kind="stable")[:, :, None], 1)
+    orders = np.concatenate([loose[:, :head], dealt.reshape(rest.shape), loose[:, head:]], axis=1)
+    return orders.reshape(words.shape)
 
 
 def _sorted_by(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """These rows by a key of each; ties keep their order."""
-    return rows[np.argsort(keys[rows], kind="stable")]
+    """Each epoch's rows by their keys; ties keep their order."""
+    return np.take_along_axis(rows, np.argsort(keys, axis=1, kind="stable"), 1)
 
 
 def level(weights_SC: np.ndarray, samples: int) -> np.ndarray:
