@@ -16,9 +16,8 @@ from trainer.stream.feed import DrawnSamples, StepData
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = sorted(
-    set(re.findall(r"(?:`|bin/|^)(janus|shards|pipelines|trainer) ([a-z]+)", README, flags=re.M))
-)
+PROGRAMS = ("janus", "shards", "pipelines", "trainer")
+COMMANDS = sorted(set(re.findall(rf"(?:`|bin/|^)({'|'.join(PROGRAMS)}) ([a-z]+)", README, flags=re.M)))
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -37,6 +36,19 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_commands_exist(program: str, command: str) -> None:
     group = importlib.import_module(f"{program}.cli").main
     assert command in group.list_commands(click.Context(group))
+
+
+def test_options_exist() -> None:
+    groups = [importlib.import_module(f"{program}.cli").main for program in PROGRAMS]
+    known = {
+        option
+        for group in groups
+        for command in group.commands.values()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    others = {"--help", "--local-dir"}  # the latter is huggingface-cli's
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | others
 
 
 def test_make_targets_exist() -> None:
