@@ -11,8 +11,18 @@ from click.testing import CliRunner
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--freeze`: write tests/house/frozen.json anew instead of comparing with it."""
+    """`--freeze`: write tests/house/frozen.json anew. `--disturbed`: kernels share their work otherwise."""
     parser.addoption("--freeze", action="store_true", help="freeze the numbers that test_frozen.py compares")
+    parser.addoption("--disturbed", action="store_true", help="one thread for each kernel: sums in other parts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Disturbed: one thread for each kernel, here and in the commands that tests start."""
+    if config.getoption("--disturbed"):
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        import mindspore
+
+        mindspore.set_context(runtime_num_threads=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
