@@ -73,7 +73,7 @@ class Janus(nn.Cell):
         self.language_model = Llama(model / "language_model", config.text)
         self.lm_head = Linear(weights / "lm_head", width, config.text.vocab_size, bias=False)
         codes, code_width = config.vq.num_embeddings, config.vq.embed_dim
-        self.generation_embeddings = Embedding(model / "generation_embeddings", codes, code_width)
+        self.generation_embeddings = Embedding(model / "generation_embeddings", codes, code_width, True)
         self.generation_aligner = Aligner(model / "generation_aligner", code_width, width)
         self.generation_head = ImageHead(model / "generation_head", width, codes)
 

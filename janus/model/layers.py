@@ -41,7 +41,26 @@ def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
     return _matmul(column_P1, row_1D)
 
 
-class _AddBias(nn.Cell):
+CHAIN = 1024
+"""Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
+
+
+def column_sum(x_PF: Tensor) -> Tensor:
+    """Σ over the rows, (1, F), in two levels where they are more than CHAIN."""
+    rows = x_PF.shape[0]
+    if rows <= CHAIN:
+        return _matmul(ops.ones((1, rows), x_PF.dtype), x_PF)
+    blocks, left = rows // CHAIN, rows % CHAIN
+    whole_PF = x_PF[: rows - left] if left else x_PF
+    sums_QF = _batch_matmul(ops.ones((blocks, 1, CHAIN), x_PF.dtype), whole_PF.reshape(blocks, CHAIN, -1))
+    sums_QF = sums_QF.reshape(blocks, -1)
+    if left:
+        rest_1F = _matmul(ops.ones((1, left), x_PF.dtype), x_PF[rows - left :])
+        sums_QF = ops.concat((sums_QF, rest_1F), 0)
+    return _matmul(ops.ones((1, sums_QF.shape[0]), x_PF.dtype), sums_QF)
+
+
+class AddBias(nn.Cell):
     """x + b; the gradient of b is a matrix product."""
 
     def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
@@ -50,7 +69,7 @@ class _AddBias(nn.Cell):
 
     def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and b."""
-        return dout, _matmul(ops.ones((1, dout.shape[0]), dout.dtype), dout).reshape(-1)
+        return dout, column_sum(dout).reshape(-1)
 
 
 class Linear(nn.Cell):
@@ -60,7 +79,7 @@ class Linear(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (outputs, inputs))
         self.bias = weights.take("bias", (outputs,), "zeros") if bias else None
-        self.add_bias = _AddBias()
+        self.add_bias = AddBias()
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, F) of (P, D)."""
@@ -69,15 +88,22 @@ class Linear(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of a table."""
+    """Rows of a table.
 
-    def __init__(self, weights: Weights, rows: int, width: int) -> None:
+    repeats: one id may be most of a batch (the code of a white area), so that its gradient is a long sum. It
+    is then added up in blocks, each with a gradient of the whole table: for small tables.
+    """
+
+    def __init__(self, weights: Weights, rows: int, width: int, repeats: bool = False) -> None:
         super().__init__(auto_prefix=False)
+        self.repeats = repeats
         self.weight = weights.take("weight", (rows, width))
 
     def construct(self, ids: Tensor) -> Tensor:
         """The rows of the ids, one behind the other."""
-        return ops.gather(self.weight, ids, 0)
+        if not self.repeats or ids.shape[0] <= CHAIN:
+            return ops.gather(self.weight, ids, 0)
+        return ops.concat([ops.gather(self.weight, block, 0) for block in ops.split(ids, CHAIN)], 0)
 
 
 class LayerNorm(nn.Cell):
@@ -91,6 +117,12 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, D) normalised, in the dtype it came in."""
+        if x_PD.shape[0] <= CHAIN:
+            return self._normalise(x_PD)
+        # In blocks: the kernel adds the gradients of weight and bias over the rows in one chain.
+        return ops.concat([self._normalise(block_PD) for block_PD in ops.split(x_PD, CHAIN)], 0)
+
+    def _normalise(self, x_PD: Tensor) -> Tensor:
         return self.norm(x_PD.astype("float32"), self.weight, self.bias)[0].astype(x_PD.dtype)
 
 
@@ -113,7 +145,10 @@ class _NormaliseRms(nn.Cell):
         """Gradients of x and the weight."""
         dy_PD, root_P1 = dout[0], out[1]
         dyx_PD = dy_PD * x_PD
-        dweight_D = _matmul(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
+        if root_P1.shape[0] > CHAIN:
+            dweight_D = column_sum(dyx_PD * spread(root_P1, self.ones_1D)).reshape(-1)
+        else:
+            dweight_D = _matmul(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
         pull_P1 = _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / self.width)
         towards_PD = dy_PD * spread(root_P1, weight_D.reshape(1, -1))
         return towards_PD - x_PD * spread(pull_P1, self.ones_1D), dweight_D

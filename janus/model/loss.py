@@ -13,7 +13,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from janus.model.janus import Janus, place_images
-from janus.model.layers import spread
+from janus.model.layers import column_sum, spread
 
 
 class TaskLoss(nn.Cell):
@@ -80,7 +80,8 @@ class SummedCrossEntropy(nn.Cell):
         probability_N1 = ops.gather_d(self.softmax(logits_NV), 1, class_N1)
         logit_N1 = ops.gather_d(logits_NV, 1, ops.maximum(labels_N, 0).reshape(-1, 1))
         used_N1 = (labels_N >= 0).astype("float32").reshape(-1, 1)
-        return ((top_N1 - logit_N1 - ops.log(probability_N1)) * used_N1).sum(), probability_N1
+        nll_N1 = (top_N1 - logit_N1 - ops.log(probability_N1)) * used_N1
+        return column_sum(nll_N1).reshape(()), probability_N1
 
     def bprop(self, logits_NV: Tensor, labels_N: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
         """(p − onehot) on the used rows; labels have none."""

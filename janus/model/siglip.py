@@ -8,7 +8,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import VisionConfig
-from janus.model.layers import AttentionCore, Gelu, LayerNorm, Linear, join_heads, split_heads
+from janus.model.layers import AddBias, AttentionCore, Gelu, LayerNorm, Linear, join_heads, split_heads
 from janus.model.weights import Weights
 
 
@@ -70,7 +70,7 @@ class Siglip(nn.Cell):
             auto_prefix=False,
         )
         self.post_layernorm = LayerNorm(weights / "post_layernorm", width, config.layer_norm_eps)
-        self.patch = patch
+        self.patch, self.add_bias = patch, AddBias()
 
     def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
         """Features (M, D) of uint8 pictures, computed in `dtype`."""
@@ -87,7 +87,7 @@ class Siglip(nn.Cell):
         cut = x_IHWC.reshape(images, n, p, n, p, channels).transpose(0, 1, 3, 5, 2, 4)
         kernel = self.patch_weight.reshape(self.patch_weight.shape[0], -1)
         x_MD = ops.matmul(cut.reshape(images * n * n, channels * p * p), kernel.transpose(1, 0))
-        return ops.bias_add(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
+        return self.add_bias(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
