@@ -145,6 +145,17 @@ def before_answer(input_ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
     return input_ids[: supervised[-1][0]] if len(supervised) else input_ids
 
 
+def image_index(input_ids: np.ndarray, placeholder: int) -> np.ndarray:
+    """Where each token reads its embedding: 0 from the text table, else 1 + its place among the image tokens.
+
+    input_ids: int32 (…, P), images one after the other along the last axis; the same shape comes back.
+    """
+    shown = input_ids == placeholder
+    index = shown.cumsum(-1, dtype="int32")
+    index *= shown
+    return index
+
+
 def unconditional(input_ids: np.ndarray, special: SpecialTokens) -> np.ndarray:
     """The row that classifier-free guidance subtracts: every prompt token but BOS becomes pad.
 

@@ -1,4 +1,4 @@
-"""`janus generate`: a model folder, prompts and perhaps a picture in; answers or picture files out."""
+"""`janus generate`: a model, prompts and perhaps a picture in; answers or picture files out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.options import DEVICE, FILE, FOLDER, option
-from janus.generate.generate import TEMPERATURE, Generator, Prompt, Sampling
-from janus.generate.pictures import picture_path, save_picture
+from janus.generate.generate import Generator, Prompt, Sampling
+from janus.generate.pictures import picture_path, save_picture, vq_decoder
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_understanding
 from janus.prompts import PromptRow, before_answer, encode_samples
 from janus.tokens import JanusTokenizer, load_tokenizer
@@ -27,7 +27,7 @@ class Request:
     prompts: tuple[str, ...] = option(
         (), "Answer this; may be repeated.", flag="--prompt", metavar="TEXT", group="Answer"
     )
-    image: Path | None = option(None, "The picture that the prompts ask about.", FILE, group="Answer")
+    image: Path | None = option(None, "Picture that the prompts ask about.", FILE, group="Answer")
     max_tokens: int = option(256, "Longest answer in tokens.", click.IntRange(min=1), group="Answer")
     draws: tuple[str, ...] = option(
         (), "Draw pictures of this; may be repeated.", flag="--draw", metavar="TEXT", group="Draw"
@@ -35,7 +35,7 @@ class Request:
     out: Path = option(Path("pictures"), "Folder of the pictures.", FOLDER, group="Draw")
     num_images: int = option(1, "Pictures to draw of each TEXT.", click.IntRange(min=1), group="Draw")
     guidance: float = option(
-        5.0,
+        Sampling.guidance,
         "Classifier-free guidance scale; a higher one follows the prompt more closely.",
         click.FLOAT,
         metavar="X",
@@ -48,7 +48,7 @@ class Request:
         shown="0 for answers, 1 for pictures",
     )
     seed: int = option(
-        0, "Seed of all draws; the number of the picture or prompt counts too.", click.IntRange(min=0)
+        0, "Seed of the draws; each picture and each prompt has draws of its own.", click.IntRange(min=0)
     )
     batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
     device: str = option("auto", "Where to compute.", DEVICE)
@@ -56,11 +56,16 @@ class Request:
 
 def run(name: str, request: Request) -> None:
     """Answer or draw with the model of this name. Raises UserError for whatever does not fit together."""
-    _check(request)
+    if bool(request.prompts) == bool(request.draws):
+        raise UserError("give either --prompt, to get an answer, or --draw, to get pictures")
+    if request.draws and request.image is not None:
+        raise UserError("--image: pictures are drawn from text alone; leave it out, or ask with --prompt")
+    if not all(text.strip() for text in (*request.prompts, *request.draws)):
+        raise UserError("the prompt is empty; say what to answer or to draw")
     folder = open_model(name)
     if not folder.has_weights or folder.path is None:
         raise UserError(
-            f"{name}: no weights there, and random ones can only give noise; give a folder with weights, for "
+            f"{name}: has no weights, and random ones give only noise; name a folder with weights, for "
             "example a run's checkpoints/step-NNNNNN"
         )
     tokenizer = load_tokenizer(folder.path)
@@ -71,19 +76,11 @@ def run(name: str, request: Request) -> None:
         _answer(folder, tokenizer, request)
 
 
-def _check(request: Request) -> None:
-    if bool(request.prompts) == bool(request.draws):
-        raise UserError("give either --prompt, to get an answer, or --draw, to get pictures")
-    if request.draws and request.image is not None:
-        raise UserError("--image: pictures are drawn from text alone; leave it out, or ask with --prompt")
-    for text in (*request.prompts, *request.draws):
-        if not text.strip():
-            raise UserError("the prompt is empty; say what to answer or to draw")
-
-
 def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
-    prompts = _prompts(folder, tokenizer, request)
-    new = request.max_tokens
+    new, pixels = request.max_tokens, None if request.image is None else _read_image(folder, request.image)
+    rows = [PromptRow("text" if pixels is None else "vqa", text) for text in request.prompts]
+    samples = encode_samples(tokenizer, rows, folder.config.num_image_tokens)
+    prompts = [Prompt(before_answer(sample.input_ids, sample.supervised), pixels) for sample in samples]
     _check_length(folder, max(len(prompt.input_ids) for prompt in prompts), new, "lower --max-tokens or ")
     sampling = Sampling(request.temperature or 0.0, seed=request.seed)
     generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(prompts)))
@@ -96,15 +93,6 @@ def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) ->
         click.echo(tokenizer.decode(ids[: len(ids) - ended].tolist()).strip())
         if not ended:
             click.echo(f"(cut after {new} tokens; --max-tokens allows more)", err=True)
-
-
-def _prompts(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> list[Prompt]:
-    pixels = None if request.image is None else _read_image(folder, request.image)
-    task = "text" if pixels is None else "vqa"
-    samples = encode_samples(
-        tokenizer, [PromptRow(task, text) for text in request.prompts], folder.config.num_image_tokens
-    )
-    return [Prompt(before_answer(sample.input_ids, sample.supervised), pixels) for sample in samples]
 
 
 def _read_image(folder: ModelFolder, path: Path) -> np.ndarray:
@@ -120,38 +108,29 @@ def _read_image(folder: ModelFolder, path: Path) -> np.ndarray:
 
 
 def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
-    from janus.generate.vq_encode import VQDecoder
-
     tokens = folder.config.num_image_tokens
     rows = [PromptRow("t2i", text) for text in request.draws]
     samples = encode_samples(tokenizer, rows, tokens)
     prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
     _check_length(folder, max(map(len, prompts)), tokens, "")
-    asked = [i for i in range(len(prompts)) for _ in range(request.num_images)]
-    numbers = range(len(asked))
-    sampling = Sampling(
-        TEMPERATURE if request.temperature is None else request.temperature, request.guidance, request.seed
-    )
-    _make_folder(request.out)
-    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(numbers)))
-    decoder = VQDecoder(folder)
-    facts = {"seed": request.seed, "model": folder.name, "guidance": sampling.guidance}
-    facts["temperature"] = sampling.temperature
-    with track("pictures", -(-len(numbers) // request.batch) * tokens, "steps") as advance:
-        drawn = generator.pictures([prompts[i] for i in asked], numbers, sampling, advance)
-        for number, codes_T in zip(numbers, drawn, strict=True):
-            text = request.draws[asked[number]]
-            path = picture_path(request.out, text, request.seed, number)
-            save_picture(path, decoder.decode(codes_T[None])[0], {"prompt": text, **facts, "number": number})
-            click.echo(path)
-
-
-def _make_folder(out: Path) -> None:
-    """Before the work, so that a folder that cannot be made is said at once."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    temperature = Sampling.temperature if request.temperature is None else request.temperature
+    sampling = Sampling(temperature, request.guidance, request.seed)
+    try:  # before the work: a folder that cannot be made is refused at once
+        request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}; choose another folder") from None
+        raise UserError(f"--out {request.out}: {error.strerror or error}; choose another folder") from None
+    texts = [text for text in request.draws for _ in range(request.num_images)]
+    repeated = [ids for ids in prompts for _ in range(request.num_images)]
+    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(texts)))
+    decode = vq_decoder(folder)
+    facts = {"seed": request.seed, "model": folder.name, "guidance": request.guidance}
+    facts["temperature"] = temperature
+    with track("pictures", -(-len(texts) // request.batch) * tokens, "steps") as advance:
+        drawn = generator.pictures(repeated, range(len(texts)), sampling, advance)
+        for number, (text, codes_T) in enumerate(zip(texts, drawn, strict=True)):
+            path = picture_path(request.out, text, request.seed, number)
+            save_picture(path, decode(codes_T), {"prompt": text, **facts, "number": number})
+            click.echo(path)
 
 
 def _check_length(folder: ModelFolder, prompt: int, new: int, remedy: str) -> None:

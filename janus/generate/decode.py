@@ -1,14 +1,14 @@
 """The network one token at a time: a key-value cache of static shape, a graph that fills it, one that steps.
 
-A row's slot is its position: the prompt fills slots 0 … L − 1, token t of the answer goes to slot L + t. So a
-token at position p sees slots 0 … p, whatever stands behind them, and rows of different length share a batch:
-what a shorter prompt's padding wrote is overwritten before it can be seen. Keys and values are written into
-the cache by index; nothing is copied.
+A row's slot is its position: the prompt fills slots 0 … L − 1, token t of the answer goes to slot L + t. A
+token at position p sees slots 0 … p and nothing after them, so rows of different length share a batch: what a
+shorter prompt's padding wrote is overwritten before it can be seen. Keys and values are written into the
+cache by index; nothing is copied.
 
-Layers and weights are those of `janus/model/llama.py`; only what a layer's attention looks at is said here.
+Weights and layers are those of `janus/model/llama.py`; only where attention reads its keys is decided here.
 
-Shapes: B rows, S positions of a padded prompt, P = B·S flat tokens, C slots of the cache, D width, H heads,
-K head width, V classes, I images of H×W pixels.
+Shapes: B rows, S positions of a padded prompt, P = B·S flat tokens, R = B·H·S (one slot a head), C slots of
+the cache, D width, H heads, K head width, V classes, I images of H×W pixels.
 """
 
 from __future__ import annotations
@@ -18,85 +18,47 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from janus.model.janus import Janus, place_images
 from janus.model.layers import join_heads, split_heads
-from janus.model.llama import MASKED, Layer
-
-Angles = tuple[Tensor, Tensor, Tensor, Tensor]
-"""cos and sin of each token's angles, for every head; and both scaled by 1/√K, for the query."""
+from janus.model.llama import MASKED, Angles, Layer
 
 
-class CachedDecoder(nn.Cell):
-    """Next-token logits of `rows` prompts and their answers, at most `slots` tokens each.
+class CachedLlama(nn.Cell):
+    """The Llama's layers and the keys and values of `rows` samples of at most `slots` tokens."""
 
-    task: "text" and "vqa" read and write text, "t2i" reads text and writes image tokens.
-    """
-
-    def __init__(self, model: Janus, task: str, rows: int, slots: int) -> None:
+    def __init__(self, model: Janus, rows: int, slots: int) -> None:
         super().__init__(auto_prefix=False)
         config = model.config.text
-        self.task, self.rows, self.slots, self.heads = task, rows, slots, config.num_heads
-        self.llama = model.language_model
-        self.head = model.generation_head if task == "t2i" else model.lm_head
-        if task == "vqa":
-            self.vision_model, self.aligner = model.vision_model, model.aligner
-        if task == "t2i":
-            self.gen_embed, self.gen_aligner = model.generation_embeddings, model.generation_aligner
+        self.llama, self.rows, self.slots, self.heads = model.language_model, rows, slots, config.num_heads
         shape = (rows * config.num_heads * slots, config.head_size)
-        self.keys = ParameterTuple([_zeros(f"key_cache.{i}", shape) for i in range(config.num_layers)])
-        self.values = ParameterTuple([_zeros(f"value_cache.{i}", shape) for i in range(config.num_layers)])
+        self.keys, self.values = (
+            ParameterTuple(
+                [
+                    Parameter(Tensor(np.zeros(shape, np.float32)), name=f"{name}.{i}", requires_grad=False)
+                    for i in range(config.num_layers)
+                ]
+            )
+            for name in ("key_cache", "value_cache")
+        )
         self.first_slot_BH = Tensor(np.arange(rows * config.num_heads, dtype=np.int32) * slots)
-        self.slot_numbers_1C = Tensor(np.arange(slots, dtype=np.int32)[None])
 
-    def prefill(self, input_ids_P: Tensor, state_rows_B: Tensor, *images: Tensor) -> Tensor:
-        """Fill the cache with the prompts; logits (B, V), float32, of the states at `state_rows_B`.
-
-        images: for vqa `image_index_P` (0 = text; else 1 + index into the flattened image embeddings) and
-        `pixels_IHWC`.
-        """
-        length = input_ids_P.shape[0] // self.rows
-        embeds_PD = self.llama.embed_tokens(input_ids_P)
-        if self.task == "vqa":
-            embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
-        positions_S = ops.arange(length).astype("int32")
-        angles = self._angles(ops.tile(positions_S, (self.rows,)))
-        slots_R = (self.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
-        mask_BHSS = self.llama.mask(ops.ones((self.rows, length), embeds_PD.dtype))
-        hidden_PD = self._layers(embeds_PD, angles, slots_R, mask_BHSS, True)
-        return self._logits(ops.gather(hidden_PD, state_rows_B, 0))
-
-    def step(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
-        """Take in the token of each row that stands at `positions_B`; logits (B, V), float32, of the next."""
-        if self.task == "t2i":
-            embeds_BD = self.gen_aligner(self.gen_embed(tokens_B))
-        else:
-            embeds_BD = self.llama.embed_tokens(tokens_B)
-        positions_B1 = positions_B.reshape(-1, 1)
-        slots_R = self.first_slot_BH + ops.tile(positions_B1, (1, self.heads)).reshape(-1)
-        hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
-        mask_BH1C = ops.tile(hidden_BC.reshape(self.rows, 1, 1, self.slots), (1, self.heads, 1, 1))
-        return self._logits(self._layers(embeds_BD, self._angles(positions_B), slots_R, mask_BH1C, False))
-
-    def _angles(self, position_ids_P: Tensor) -> Angles:
-        cos_PD, sin_PD = self.llama.rotary(position_ids_P)
-        return cos_PD, sin_PD, cos_PD * self.llama.scale, sin_PD * self.llama.scale
-
-    def _layers(
-        self, hidden_PD: Tensor, angles: Angles, slots_R: Tensor, mask: Tensor, prompt: bool
+    def construct(
+        self, x_PD: Tensor, position_ids_P: Tensor, slots_R: Tensor, mask: Tensor, prompt: bool
     ) -> Tensor:
+        """States (P, D) before the final norm; keys and values go to `slots_R` of the cache.
+
+        prompt: the tokens see each other; else each sees its row of the cache, itself included.
+        """
+        angles = self.llama.angles(position_ids_P)
         for i in range(len(self.keys)):
-            hidden_PD = self._layer(i, hidden_PD, angles, slots_R, mask, prompt)
-        return hidden_PD
+            x_PD = self._layer(i, x_PD, angles, slots_R, mask, prompt)
+        return x_PD
 
     def _layer(
         self, i: int, x_PD: Tensor, angles: Angles, slots_R: Tensor, mask: Tensor, prompt: bool
     ) -> Tensor:
-        """Layer i. A prompt's tokens see each other; a single token sees the cache, itself included."""
         layer: Layer = self.llama.layers[i]
-        attention, normed_PD = layer.self_attn, layer.input_layernorm(x_PD)
-        cos_PD, sin_PD, query_cos_PD, query_sin_PD = angles
-        q_PD = attention.rotate(attention.q_proj(normed_PD), query_cos_PD, query_sin_PD)
-        k_PD = attention.rotate(attention.k_proj(normed_PD), cos_PD, sin_PD)
-        k_BHSK = split_heads(k_PD, self.rows, self.heads)
-        v_BHSK = split_heads(attention.v_proj(normed_PD), self.rows, self.heads)
+        attention = layer.self_attn
+        q_PD, k_PD, v_PD = attention.qkv(layer.input_layernorm(x_PD), angles)
+        k_BHSK, v_BHSK = split_heads(k_PD, self.rows, self.heads), split_heads(v_PD, self.rows, self.heads)
         keys = ops.scatter_update(self.keys[i], slots_R, k_BHSK.reshape(-1, k_BHSK.shape[-1]))
         values = ops.scatter_update(self.values[i], slots_R, v_BHSK.reshape(-1, v_BHSK.shape[-1]))
         if prompt:  # a write whose result nobody reads is left out of the graph
@@ -104,37 +66,53 @@ class CachedDecoder(nn.Cell):
         else:
             grid_BHCK = (self.rows, self.heads, self.slots, -1)
             k_BHSK, v_BHSK = keys.reshape(grid_BHCK), values.reshape(grid_BHCK)
-        mixed = attention.core(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)[0]
-        x_PD = x_PD + attention.o_proj(join_heads(mixed))
-        return x_PD + layer.mlp(layer.post_attention_layernorm(x_PD))
-
-    def _logits(self, hidden_BD: Tensor) -> Tensor:
-        return self.head(self.llama.norm(hidden_BD)).astype("float32")
-
-
-def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+        mixed_BHSK = attention.core(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)[0]
+        return layer.finish(x_PD, attention.o_proj(join_heads(mixed_BHSK)))
 
 
 class Prefill(nn.Cell):
-    """`CachedDecoder.prefill` as a Cell of its own: a kept graph is always a Cell's `construct`."""
+    """Fills the cache with prompts. task: "text", "vqa" or "t2i", of which the last answers in codes."""
 
-    def __init__(self, decoder: CachedDecoder) -> None:
+    def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.decoder = decoder
+        self.task, self.cached, self.llama = task, cached, model.language_model
+        self.head = model.generation_head if task == "t2i" else model.lm_head
+        if task == "vqa":
+            self.vision_model, self.aligner = model.vision_model, model.aligner
 
     def construct(self, input_ids_P: Tensor, state_rows_B: Tensor, *images: Tensor) -> Tensor:
-        """See `CachedDecoder.prefill`."""
-        return self.decoder.prefill(input_ids_P, state_rows_B, *images)
+        """Logits (B, V), float32, of the states at `state_rows_B`.
+
+        images: for vqa `image_index_P` (as `janus.prompts.image_index`) and `pixels_IHWC`.
+        """
+        rows = self.cached.rows
+        length = input_ids_P.shape[0] // rows
+        embeds_PD = self.llama.embed_tokens(input_ids_P)
+        if self.task == "vqa":
+            embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
+        positions_S = ops.arange(length).astype("int32")
+        slots_R = (self.cached.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
+        mask_BHSS = self.llama.mask(ops.ones((rows, length), embeds_PD.dtype))
+        hidden_PD = self.cached(embeds_PD, ops.tile(positions_S, (rows,)), slots_R, mask_BHSS, True)
+        return self.head(self.llama.norm(ops.gather(hidden_PD, state_rows_B, 0))).astype("float32")
 
 
 class Step(nn.Cell):
-    """`CachedDecoder.step` as a Cell of its own."""
+    """Takes in one token of each row."""
 
-    def __init__(self, decoder: CachedDecoder) -> None:
+    def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.decoder = decoder
+        self.cached, self.llama = cached, model.language_model
+        self.embed = model.embed_codes if task == "t2i" else model.language_model.embed_tokens
+        self.head = model.generation_head if task == "t2i" else model.lm_head
+        self.slot_numbers_1C = Tensor(np.arange(cached.slots, dtype=np.int32)[None])
 
     def construct(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
-        """See `CachedDecoder.step`."""
-        return self.decoder.step(tokens_B, positions_B)
+        """Logits (B, V), float32, of what follows the tokens, which stand at `positions_B`."""
+        rows, heads, slots = self.cached.rows, self.cached.heads, self.cached.slots
+        positions_B1 = positions_B.reshape(-1, 1)
+        slots_R = self.cached.first_slot_BH + ops.tile(positions_B1, (1, heads)).reshape(-1)
+        hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
+        mask_BH1C = ops.tile(hidden_BC.reshape(rows, 1, 1, slots), (1, heads, 1, 1))
+        states_BD = self.cached(self.embed(tokens_B), positions_B, slots_R, mask_BH1C, False)
+        return self.head(self.llama.norm(states_BD)).astype("float32")

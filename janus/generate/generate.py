@@ -1,40 +1,40 @@
 """Answers and pictures from a network: prompts in, one token at a time out.
 
     generator = Generator(model, special)
-    for ids in generator.answers(prompts): ...
+    for ids in generator.answers(prompts, max_tokens=256): ...
     for codes in generator.pictures(prompt_ids, numbers=range(4)): ...
 
 Everything runs in batches of one static shape; the last one is filled up. The graphs read the network's
-parameters, so a network that is trained on gives its newest answers.
+parameters, so a network that is being trained answers with its newest weights.
 
-Shapes: B rows, S positions of a padded prompt, P = B·S, T tokens of an image, H×W pixels.
+Logits come to the host, which chooses the next token. A draw depends on the seed, on the number of what is
+generated (picture 0, 1, 2, …) and on the step, and on nothing else: a picture does not change with the
+pictures that share its batch.
+
+Shapes: B rows, S positions of a padded prompt, T tokens of an image or an answer, V classes, H×W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from janus.common.graph_cache import Graphs, network_graphs
-from janus.generate.sampling import choose, guide, uniforms
-from janus.prompts import unconditional
+from janus.prompts import image_index, unconditional
 from janus.tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
 
-GUIDANCE, TEMPERATURE, MAX_TOKENS = 5.0, 1.0, 256
-"""What Janus-Pro draws pictures with; how long an answer may be."""
-
 ROUND_TO = 32
 """Padded prompts and caches are a multiple of this long: few graphs serve all lengths."""
 
 Item = TypeVar("Item")
+OnToken = Callable[[], object]
+"""Called after every step of a batch."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,42 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. temperature 0: the likeliest one. guidance: of pictures."""
+    """How the next token is chosen; the defaults are those of Janus-Pro's pictures.
 
-    temperature: float = TEMPERATURE
-    guidance: float = GUIDANCE
+    temperature 0: the likeliest token. guidance: of pictures alone.
+    """
+
+    temperature: float = 1.0
+    guidance: float = 5.0
     seed: int = 0
+
+    def choose(self, logits_BV: np.ndarray, numbers: Sequence[int], step: int) -> np.ndarray:
+        """The next token of each row, int32 (B,). numbers: of what the rows generate."""
+        return choose(logits_BV, self.temperature, uniforms(self.seed, numbers, step))
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def guide(conditional_BV: np.ndarray, unconditional_BV: np.ndarray, guidance: float) -> np.ndarray:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): u + guidance · (c − u), (B, V)."""
+    return unconditional_BV + guidance * (conditional_BV - unconditional_BV)
+
+
+def uniforms(seed: int, numbers: Sequence[int], step: int) -> np.ndarray:
+    """One number in [0, 1) for each of `numbers` at this step, float64 (B,)."""
+    words = [np.random.Philox(key=seed, counter=[0, 0, number, step]).random_raw() for number in numbers]
+    return (np.array(words, np.uint64) >> np.uint64(11)) * 2.0**-53
+
+
+def choose(logits_BV: np.ndarray, temperature: float, uniforms_B: np.ndarray) -> np.ndarray:
+    """The class each row draws, int32 (B,): the likeliest where temperature is 0, else by inverse CDF."""
+    if temperature == 0:
+        return logits_BV.argmax(-1).astype(np.int32)
+    scaled_BV = logits_BV.astype(np.float64) / temperature
+    rising_BV = np.cumsum(np.exp(scaled_BV - scaled_BV.max(-1, keepdims=True)), -1)
+    pairs = zip(rising_BV, uniforms_B, strict=True)
+    return np.array([np.searchsorted(row_V, u * row_V[-1], side="right") for row_V, u in pairs], np.int32)
 
 
 class Generator:
@@ -69,105 +97,96 @@ class Generator:
     def answers(
         self,
         prompts: Sequence[Prompt],
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int,
         sampling: Sampling = GREEDY,
-        on_token: Callable[[], None] = lambda: None,
+        on_token: OnToken = lambda: None,
     ) -> Iterator[np.ndarray]:
         """The ids of each answer, int32, in order; EOS comes last unless `max_tokens` came first.
 
-        The prompts have an image all, or none of them. on_token: called after every step of a batch.
+        Either every prompt has a picture, or none.
         """
         task = "vqa" if prompts[0].pixels is not None else "text"
-        decoder = self._decoder(task, self._batch, max(len(p.input_ids) for p in prompts), max_tokens)
-        numbers = iter(range(len(prompts)))
-        for some in batches(prompts, self._batch):
-            yield from self._answers(
-                decoder, some, list(islice(numbers, len(some))), max_tokens, sampling, on_token
-            )
+        decoder = self._decoder(task, self._batch, [prompt.input_ids for prompt in prompts], max_tokens)
+        for batch, used in self._batches(list(enumerate(prompts))):
+            yield from self._answer(decoder, batch, max_tokens, sampling, on_token)[:used]
 
     def pictures(
         self,
         prompts: Sequence[np.ndarray],
         numbers: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_token: Callable[[], None] = lambda: None,
+        on_token: OnToken = lambda: None,
     ) -> Iterator[np.ndarray]:
         """The image tokens, int32 (T,), of each prompt's picture, in order.
 
         prompts: input ids up to <begin_of_image>. numbers: of each picture, for its draws.
         """
-        tokens = self._model.config.num_image_tokens
-        decoder = self._decoder("t2i", 2 * self._batch, max(map(len, prompts)), tokens)
-        for some in batches(list(zip(prompts, numbers, strict=True)), self._batch):
-            filled = some + some[-1:] * (self._batch - len(some))
-            codes_BT = self._draw(
-                decoder, [ids for ids, _ in filled], [n for _, n in filled], sampling, on_token
-            )
-            yield from codes_BT[: len(some)]
+        decoder = self._decoder("t2i", 2 * self._batch, prompts, self._model.config.num_image_tokens)
+        for batch, used in self._batches(list(zip(numbers, prompts, strict=True))):
+            yield from self._draw(decoder, batch, sampling, on_token)[:used]
 
-    def _answers(
+    def _batches(self, items: list[Item]) -> Iterator[tuple[list[Item], int]]:
+        """(batch, how many of it are used): the last batch is filled with its last item."""
+        for start in range(0, len(items), self._batch):
+            batch = items[start : start + self._batch]
+            yield batch + batch[-1:] * (self._batch - len(batch)), len(batch)
+
+    def _answer(
         self,
         decoder: _Decoder,
-        prompts: list[Prompt],
-        numbers: list[int],
+        batch: list[tuple[int, Prompt]],
         max_tokens: int,
         sampling: Sampling,
-        on_token: Callable[[], None],
+        on_token: OnToken,
     ) -> list[np.ndarray]:
-        """One batch, until each row has ended."""
-        filled = prompts + prompts[-1:] * (self._batch - len(prompts))
-        numbers = numbers + numbers[-1:] * (self._batch - len(prompts))
-        answers_BT = np.full((self._batch, max_tokens), self._special.eos, np.int32)
-        ended_B = np.zeros(self._batch, bool)
-        logits_BV = decoder.prefill(filled)
+        """One batch of answers, until each row has ended."""
+        numbers, eos = [number for number, _ in batch], self._special.eos
+        answers_BT = np.full((len(batch), max_tokens), eos, np.int32)
+        ended_B = np.zeros(len(batch), bool)
+        logits_BV = decoder.prefill([prompt for _, prompt in batch])
         for step in range(max_tokens):
-            tokens_B = choose(logits_BV, sampling.temperature, uniforms(sampling.seed, numbers, step))
-            answers_BT[:, step] = np.where(ended_B, self._special.eos, tokens_B)
-            ended_B |= tokens_B == self._special.eos
+            answers_BT[:, step] = np.where(ended_B, eos, sampling.choose(logits_BV, numbers, step))
+            ended_B |= answers_BT[:, step] == eos
             on_token()
             if ended_B.all() or step + 1 == max_tokens:
                 break
             logits_BV = decoder.step(answers_BT[:, step])
-        return [self._cut(answer_T[: step + 1]) for answer_T in answers_BT[: len(prompts)]]
-
-    def _cut(self, answer_T: np.ndarray) -> np.ndarray:
-        ends = np.flatnonzero(answer_T == self._special.eos)
-        return answer_T[: ends[0] + 1] if len(ends) else answer_T
+        return [answer_T[: (np.append(answer_T, eos) == eos).argmax() + 1] for answer_T in answers_BT]
 
     def _draw(
         self,
         decoder: _Decoder,
-        prompts: list[np.ndarray],
-        numbers: list[int],
+        batch: list[tuple[int, np.ndarray]],
         sampling: Sampling,
-        on_token: Callable[[], None],
+        on_token: OnToken,
     ) -> np.ndarray:
-        """One batch of pictures, (B, T); the unconditional rows stand behind the conditional ones."""
+        """One batch of pictures, (B, T); the unconditional rows follow the conditional ones."""
+        numbers, prompts = [number for number, _ in batch], [ids for _, ids in batch]
         nulled = [unconditional(ids, self._special) for ids in prompts]
-        codes_BT: np.ndarray = np.zeros((self._batch, self._model.config.num_image_tokens), np.int32)
+        codes_BT: np.ndarray = np.zeros((len(batch), self._model.config.num_image_tokens), np.int32)
         logits = decoder.prefill([Prompt(ids) for ids in (*prompts, *nulled)])
         for step in range(codes_BT.shape[1]):
             if step:
                 logits = decoder.step(np.tile(codes_BT[:, step - 1], 2))
-            guided_BV = guide(logits[: self._batch], logits[self._batch :], sampling.guidance)
-            drawn_B = uniforms(sampling.seed, numbers, step)
-            codes_BT[:, step] = choose(guided_BV, sampling.temperature, drawn_B)
+            guided_BV = guide(logits[: len(batch)], logits[len(batch) :], sampling.guidance)
+            codes_BT[:, step] = sampling.choose(guided_BV, numbers, step)
             on_token()
         return codes_BT
 
-    def _decoder(self, task: str, rows: int, longest: int, new_tokens: int) -> _Decoder:
-        """The compiled network for prompts of `longest` tokens; kept for the next time."""
-        length = round_up(longest)
-        key = (task, length, round_up(length + new_tokens))
+    def _decoder(self, task: str, rows: int, prompts: Sequence[np.ndarray], new_tokens: int) -> _Decoder:
+        """The compiled network for prompts up to this long; kept for the next time."""
+        length = _round_up(max(map(len, prompts)))
+        slots = _round_up(length + new_tokens)
+        key = (task, length, slots)
         if key not in self._decoders:
             self._decoders[key] = _Decoder(
-                self._model, self._special, task, rows, length, key[2], self._graphs
+                self._model, self._special, task, rows, length, slots, self._graphs
             )
         return self._decoders[key]
 
 
 class _Decoder:
-    """`CachedDecoder` compiled, between arrays, and the position that each row stands at."""
+    """`Prefill` and `Step`, compiled, between arrays; keeps the position of each row."""
 
     def __init__(
         self,
@@ -179,21 +198,15 @@ class _Decoder:
         slots: int,
         graphs: Graphs | None,
     ) -> None:
-        self._model, self._special, self._task = model, special, task
-        self._rows, self._length, self._slots, self._graphs = rows, length, slots, graphs
+        from janus.generate.decode import CachedLlama, Prefill, Step
+
+        self._special, self._task, self._rows, self._length = special, task, rows, length
         self._positions_B: np.ndarray = np.zeros(rows, np.int32)
-
-    @cached_property
-    def _calls(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Prefill and step, between tensors."""
-        from janus.generate.decode import CachedDecoder, Prefill, Step
-
-        decoder = CachedDecoder(self._model, self._task, self._rows, self._slots)
-        prefill, step = Prefill(decoder), Step(decoder)
-        if self._graphs is None:
-            return prefill, step
-        name = f"{self._task}, {self._rows} rows of {self._slots} slots"
-        return self._graphs.compile(prefill, f"prefill {name}"), self._graphs.compile(step, f"step {name}")
+        cached = CachedLlama(model, rows, slots)
+        compiled: Any = (lambda cell, name: cell) if graphs is None else graphs.compile
+        name = f"{task}, {rows} rows of {slots} slots"
+        self._prefill = compiled(Prefill(model, task, cached), f"prefill {name}")
+        self._step = compiled(Step(model, task, cached), f"step {name}")
 
     def prefill(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits (B, V) of each prompt's first new token."""
@@ -203,31 +216,23 @@ class _Decoder:
         for row, prompt in enumerate(prompts):
             ids_BS[row, : len(prompt.input_ids)] = prompt.input_ids
             self._positions_B[row] = len(prompt.input_ids)
+        ids_P = ids_BS.reshape(-1)
         states_B = np.arange(self._rows) * self._length + self._positions_B - 1
-        arrays = [ids_BS.reshape(-1), states_B.astype(np.int32)]
+        arrays = [ids_P, states_B.astype(np.int32)]
         if self._task == "vqa":
-            shown_BS = ids_BS == self._special.image_placeholder
-            arrays.append((np.cumsum(shown_BS) * shown_BS.reshape(-1)).astype(np.int32))
+            arrays.append(image_index(ids_P, self._special.image_placeholder))
             arrays.append(np.stack([prompt.pixels for prompt in prompts if prompt.pixels is not None]))
-        return self._calls[0](*map(Tensor, arrays)).asnumpy()
+        return self._prefill(*map(Tensor, arrays)).asnumpy()
 
     def step(self, tokens_B: np.ndarray) -> np.ndarray:
         """Logits (B, V) of what follows `tokens_B`."""
         from mindspore import Tensor
 
-        logits_BV = self._calls[1](
-            Tensor(tokens_B.astype(np.int32)), Tensor(self._positions_B.copy())
-        ).asnumpy()
+        # Copies: MindSpore may still read the arrays when the caller changes them.
+        logits_BV = self._step(Tensor(tokens_B.copy()), Tensor(self._positions_B.copy())).asnumpy()
         self._positions_B += 1
         return logits_BV
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """The items, `size` at a time; the last batch may be shorter."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
-
-
-def round_up(number: int) -> int:
-    """To the next multiple of ROUND_TO."""
+def _round_up(number: int) -> int:
     return -(-number // ROUND_TO) * ROUND_TO

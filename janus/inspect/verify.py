@@ -115,7 +115,7 @@ def _vision_checks(model: Any, cases: Cases, compile_: Any) -> Iterator[Check]:
     yield _absolute(
         "vqa.aligned_features", compile_(model.aligner.construct)(features), arrays["vqa.aligned_features"]
     )
-    embeds = compile_(model.embed_codes)(Tensor(arrays["t2i.image_tokens"]))
+    embeds = compile_(model.embed_codes.construct)(Tensor(arrays["t2i.image_tokens"]))
     yield _absolute("t2i.gen_embeds", embeds, arrays["t2i.gen_embeds"])
 
 

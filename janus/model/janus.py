@@ -46,6 +46,20 @@ class Aligner(nn.Cell):
         return self.hidden(self.gelu(self.fc1(x_MD))[0])
 
 
+class CodeEmbedding(nn.Cell):
+    """VQ codes of pictures to draw, brought to the Llama's width."""
+
+    def __init__(self, weights: Weights, config: JanusConfig) -> None:
+        super().__init__(auto_prefix=False)
+        codes, code_width = config.vq.num_embeddings, config.vq.embed_dim
+        self.table = Embedding(weights / "generation_embeddings", codes, code_width, repeats=True)
+        self.aligner = Aligner(weights / "generation_aligner", code_width, config.text.hidden_size)
+
+    def construct(self, codes: Tensor, dtype: str = "float32") -> Tensor:
+        """Embeddings (M, D) of codes in any shape, computed in `dtype`."""
+        return self.aligner(self.table(codes.reshape(-1)).astype(dtype))
+
+
 class ImageHead(nn.Cell):
     """Hidden states to logits over the VQ codes."""
 
@@ -72,14 +86,8 @@ class Janus(nn.Cell):
         self.aligner = Aligner(model / "aligner", config.vision.hidden_size, width)
         self.language_model = Llama(model / "language_model", config.text)
         self.lm_head = Linear(weights / "lm_head", width, config.text.vocab_size, bias=False)
-        codes, code_width = config.vq.num_embeddings, config.vq.embed_dim
-        self.generation_embeddings = Embedding(model / "generation_embeddings", codes, code_width, True)
-        self.generation_aligner = Aligner(model / "generation_aligner", code_width, width)
-        self.generation_head = ImageHead(model / "generation_head", width, codes)
-
-    def embed_codes(self, image_tokens_IT: Tensor) -> Tensor:
-        """Embeddings (M, D) of the VQ codes of pictures to draw."""
-        return self.generation_aligner(self.generation_embeddings(image_tokens_IT.reshape(-1)))
+        self.embed_codes = CodeEmbedding(model, config)
+        self.generation_head = ImageHead(model / "generation_head", width, config.vq.num_embeddings)
 
 
 def place_images(text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> Tensor:

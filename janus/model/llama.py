@@ -20,10 +20,13 @@ MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
 
 
+Angles = tuple[Tensor, Tensor, Tensor, Tensor]
+"""cos and sin of each token's angles for every head, (P, D); and both scaled by 1/√K, for the query."""
+
 Places = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """What every layer's attention shares, as large as it is used. A plain tuple: graphs do not take named ones.
 
-cos_PD, sin_PD: of each token's angles, for every head; and both scaled by 1/√K, for the query.
+The four `Angles`.
 mask_BHSS: added to the scores. grid_BHS: for each head of a slot, its row among the (P·H) flat heads.
 flat_PH: for each head of a token, its row among the (B·H·S) of the grid.
 """
@@ -46,15 +49,20 @@ class Attention(nn.Cell):
 
     def construct(self, x_PD: Tensor, places: Places) -> Tensor:
         """(P, D): what each token takes from those it sees."""
-        cos_PD, sin_PD, query_cos_PD, query_sin_PD, mask_BHSS, grid_BHS, flat_PH = places
-        q_PD = self.rotate(self.q_proj(x_PD), query_cos_PD, query_sin_PD)
-        k_PD = self.rotate(self.k_proj(x_PD), cos_PD, sin_PD)
+        mask_BHSS, grid_BHS, flat_PH = places[4:]
+        q_PD, k_PD, v_PD = self.qkv(x_PD, places[:4])
         q_BHSK = self.move(q_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
         k_BHSK = self.move(k_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
-        v_BHSK = self.move(self.v_proj(x_PD).reshape(self.heads_shape), grid_BHS, flat_PH)
+        v_BHSK = self.move(v_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
         out_BHSK = self.core(q_BHSK, k_BHSK, v_BHSK, mask_BHSS)[0]
         out_PHK = self.move(out_BHSK, flat_PH, grid_BHS)
         return self.o_proj(out_PHK.reshape(x_PD.shape))
+
+    def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (scaled), key and value of each token, (P, D); the first two turned by its angles."""
+        cos_PD, sin_PD, query_cos_PD, query_sin_PD = angles
+        q_PD = self.rotate(self.q_proj(x_PD), query_cos_PD, query_sin_PD)
+        return q_PD, self.rotate(self.k_proj(x_PD), cos_PD, sin_PD), self.v_proj(x_PD)
 
 
 class Mlp(nn.Cell):
@@ -86,7 +94,11 @@ class Layer(nn.Cell):
 
     def construct(self, x_PD: Tensor, places: Places) -> Tensor:
         """(P, D) with attention and MLP added."""
-        x_PD = x_PD + self.self_attn(self.input_layernorm(x_PD), places)
+        return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), places))
+
+    def finish(self, x_PD: Tensor, attended_PD: Tensor) -> Tensor:
+        """(P, D): what attention gave is added, then the MLP's output."""
+        x_PD = x_PD + attended_PD
         return x_PD + self.mlp(self.post_attention_layernorm(x_PD))
 
 
@@ -118,19 +130,19 @@ class Llama(nn.Cell):
         token_of_BS: the flat token in each slot. slot_of_P: each token's slot, in 0 … B·S − 1. What stands
         for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
         """
-        cos_PD, sin_PD = self.rotary(position_ids_P)
-        angles = (cos_PD, sin_PD, cos_PD * self.scale, sin_PD * self.scale)
-        angles = tuple([angle.astype(embeds_PD.dtype) for angle in angles])
+        angles = tuple([angle.astype(embeds_PD.dtype) for angle in self.angles(position_ids_P)])
         places = (*angles, self.mask(segment_ids_BS), *self.head_rows(token_of_BS, slot_of_P))
         hidden_PD = embeds_PD
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, places)
         return self.norm(hidden_PD)
 
-    def rotary(self, position_ids_P: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of every token's angles, the same for each head, (P, D)."""
+    def angles(self, position_ids_P: Tensor) -> Angles:
+        """The rotary angles of every token, float32."""
         angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
-        return ops.tile(ops.cos(angles_PK), (1, self.heads)), ops.tile(ops.sin(angles_PK), (1, self.heads))
+        cos_PD = ops.tile(ops.cos(angles_PK), (1, self.heads))
+        sin_PD = ops.tile(ops.sin(angles_PK), (1, self.heads))
+        return cos_PD, sin_PD, cos_PD * self.scale, sin_PD * self.scale
 
     def head_rows(self, token_of_BS: Tensor, slot_of_P: Tensor) -> tuple[Tensor, Tensor]:
         """`grid_BHS` and `flat_PH` of `Places`."""

@@ -5,7 +5,7 @@ head is 102,400 wide. The Cell of a task holds only the parts that the task uses
 exactly those that get a gradient.
 
 Shapes: P flat tokens, B rows of S attention slots, I images, T tokens of an image, M = I·T, D width, V
-classes, E code width, N states that predict (static; unused ones carry a negative label).
+classes, N states that predict (static; unused ones carry a negative label).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TaskLoss(nn.Cell):
         if task == "vqa":
             self.vision_model, self.aligner = model.vision_model, model.aligner
         if task == "t2i":
-            self.gen_embed, self.gen_aligner = model.generation_embeddings, model.generation_aligner
+            self.embed_codes = model.embed_codes
         self.head = model.generation_head if task == "t2i" else model.lm_head
 
     def construct(self, labels_N: Tensor, *inputs: Tensor) -> Tensor:
@@ -54,9 +54,7 @@ class TaskLoss(nn.Cell):
                 embeds_PD, self.aligner(self.vision_model(images[1], self.dtype)), images[0]
             )
         if self.task == "t2i":
-            codes_ME = self.gen_embed(images[1].reshape(-1)).astype(self.dtype)
-            codes_MD = self.gen_aligner(codes_ME)
-            embeds_PD = place_images(embeds_PD, codes_MD, images[0])
+            embeds_PD = place_images(embeds_PD, self.embed_codes(images[1], self.dtype), images[0])
         hidden_PD = self.language_model(embeds_PD, position_ids_P, token_of_BS, slot_of_P, segment_ids_BS)
         return self.head(ops.gather(hidden_PD, state_rows_N, 0)).astype("float32")
 

@@ -84,17 +84,17 @@ def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolde
     if not missing:
         return
     from janus.device import use
-    from janus.generate.vq_encode import VQEncoder
+    from janus.generate.pictures import vq_encoder
 
     use(device)
-    encoder = VQEncoder(folder)
+    encode = vq_encoder(folder)
     left = sum(map(len, missing.values()))
     with track("vq", len(rows), "images", resumed=len(rows) - left) as advance:
         for chunk, image_sha256 in missing.items():
             codes = []
             for row in range(len(image_sha256)):
                 picture = chunk.batch * INDEX_ROWS + row
-                codes += list(encoder.encode(rows.pixels(picture, picture + 1)))
+                codes.append(encode(rows.pixels(picture, picture + 1)[0]))
                 advance(1)
             table = pa.table([image_sha256, pa.array(codes, CODE_SCHEMA.types[1])], schema=CODE_SCHEMA)
             write_file(chunk.out, partial(write_table, table=table))

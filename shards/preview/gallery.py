@@ -70,13 +70,12 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
     Raises UserError if there are no codes, or they were not made by `model`.
     """
     from janus.checkpoint.folder import open_model
-    from janus.generate.vq_encode import VQDecoder
+    from janus.generate.pictures import vq_decoder
     from shards.manifest import TOKENIZER
 
     folder = open_model(model, (shards.folder / TOKENIZER).parent)
     folder.check_codes(shards.manifest.vq, shards.folder)
-    decoder = VQDecoder(folder)
-    return lambda codes_T: decoder.decode(codes_T[None])[0]
+    return vq_decoder(folder)
 
 
 def cards(

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from trainer_shards import CODES, CONFIG, SIDE, make_model
 
 from janus.checkpoint.folder import open_model
-from janus.generate.vq_encode import VQDecoder, VQEncoder
+from janus.generate.pictures import vq_decoder, vq_encoder
 from janus.model.config import PRESETS
 from pipelines.tables import INDEX_ROWS, ImageRows, read_table
 from shards.cli import main as shards_main
@@ -113,18 +113,18 @@ def codes_of(work: Path) -> bytes:
 @needs_shared
 def test_codes_equal_the_reference() -> None:
     cases = load_file(GOLDEN / "tiny" / "cases.safetensors")
-    encoder = VQEncoder(open_model(str(GOLDEN / "tiny" / "deepseek-format")))
-    found = [encoder.encode(pixels_HWC[None])[0].tolist() for pixels_HWC in cases["image_uint8"]]
+    encode = vq_encoder(open_model(str(GOLDEN / "tiny" / "deepseek-format")))
+    found = [encode(pixels_HWC).tolist() for pixels_HWC in cases["image_uint8"]]
     assert found == cases["t2i.image_tokens"].tolist()
 
 
 @needs_shared
 def test_codes_decode_to_the_references_pictures() -> None:
     cases = load_file(GOLDEN / "tiny" / "cases.safetensors")
-    decoder = VQDecoder(open_model(str(GOLDEN / "tiny" / "hf-format")))
+    decode = vq_decoder(open_model(str(GOLDEN / "tiny" / "hf-format")))
     expected_IHWC = ((cases["t2i.vq_decoded"].transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
     for codes_T, expected_HWC in zip(cases["t2i.image_tokens"], expected_IHWC, strict=True):
-        assert np.abs(decoder.decode(codes_T[None])[0] - expected_HWC).max() < 0.51
+        assert np.abs(decode(codes_T) - expected_HWC).max() < 0.51
 
 
 def test_every_picture_has_its_own_codes(encoded: Path, model: Path) -> None:
@@ -132,9 +132,9 @@ def test_every_picture_has_its_own_codes(encoded: Path, model: Path) -> None:
     rows = ImageRows(encoded / "images", "generation")
     assert codes["image_sha256"].to_pylist() == rows.index["image_sha256"].to_pylist()
     assert len(rows) == ARTWORKS + FIGURES
-    encoder = VQEncoder(open_model(str(model)))
+    encode = vq_encoder(open_model(str(model)))
     for i in (0, INDEX_ROWS, len(rows) - 1):
-        assert codes["image_tokens"][i].as_py() == encoder.encode(rows.pixels(i, i + 1))[0].tolist()
+        assert codes["image_tokens"][i].as_py() == encode(rows.pixels(i, i + 1)[0]).tolist()
     assert not (encoded / ".vq-parts").exists()
 
 

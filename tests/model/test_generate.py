@@ -16,8 +16,7 @@ from trainer_shards import SIDE, TOKENS, make_model, word_tokenizer
 
 from janus.checkpoint.folder import open_model
 from janus.cli import main
-from janus.generate.generate import Generator, Prompt, Sampling
-from janus.generate.sampling import choose, guide, uniforms
+from janus.generate.generate import Generator, Prompt, Sampling, choose, guide, uniforms
 from janus.model.loss import TaskLoss
 from janus.prompts import PromptRow, before_answer, encode_samples, unconditional
 from janus.tokens import load_tokenizer

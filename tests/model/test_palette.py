@@ -1,6 +1,6 @@
 """The palette in the sample's model: what it encodes, it decodes to the picture in blocks."""
 
-# Shapes: I images, H W pixels, C channels, T tokens.
+# Shapes: H W pixels, C channels, T tokens.
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from janus.checkpoint.folder import open_model
-from janus.generate.vq_encode import VQDecoder, VQEncoder
+from janus.generate.pictures import vq_decoder, vq_encoder
 from pipelines.sample.draw import COLOURS, draw_shape
 
 LEVEL = 2 / 9 * 127.5
@@ -23,11 +23,11 @@ RoundTrip = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 @pytest.fixture(scope="module")
 def round_trip(sample_data: Path) -> RoundTrip:
     folder = open_model(str(sample_data / "tiny"))
-    encoder, decoder = VQEncoder(folder), VQDecoder(folder)
+    encode, decode = vq_encoder(folder), vq_decoder(folder)
 
     def run(pixels_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes_IT = encoder.encode(pixels_HWC[None])
-        return codes_IT[0], decoder.decode(codes_IT)[0]
+        codes_T = encode(pixels_HWC)
+        return codes_T, decode(codes_T)
 
     return run
 

@@ -18,8 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip insta
 from paths import GOLDEN, needs_shared  # noqa: E402
 
 from janus.checkpoint.folder import open_model  # noqa: E402
-from janus.generate.generate import Generator, Prompt, Sampling  # noqa: E402
-from janus.generate.sampling import uniforms  # noqa: E402
+from janus.generate.generate import Generator, Prompt, Sampling, uniforms  # noqa: E402
 from janus.inspect.verify import open_cases  # noqa: E402
 from janus.tokens import SpecialTokens  # noqa: E402
 

@@ -25,6 +25,7 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.generate.generate import Generator, Sampling
+from janus.generate.pictures import vq_decoder
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer, load_tokenizer
 from shards.check import open_verified
@@ -145,8 +146,6 @@ class _Evaluation:
 
     def draw(self, model: Janus) -> tuple[np.ndarray, dict[str, object]]:
         """A grid of held-out pictures above drawn ones, uint8 (H, W, 3), and the facts it was made from."""
-        from janus.generate.vq_encode import VQDecoder
-
         config, samples = self.config, self.samples["t2i"][: self.config.pictures]
         sampling = Sampling(seed=config.seed)
         generator = Generator(model, self.tokenizer.special, min(config.batch, len(samples)))
@@ -155,8 +154,8 @@ class _Evaluation:
         with track("pictures", steps, "steps") as advance:
             drawn = list(generator.pictures(prompts, range(len(samples)), sampling, advance))
         held_out = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
-        decode = VQDecoder(self.folder).decode
-        grid = [np.concatenate([decode(codes[None])[0] for codes in row], 1) for row in (held_out, drawn)]
+        decode = vq_decoder(self.folder)
+        grid = [np.concatenate([decode(codes) for codes in row], 1) for row in (held_out, drawn)]
         facts: dict[str, object] = {"model": config.model, **vars(sampling)}
         facts |= {f"prompt {i}": sample.prompt for i, sample in enumerate(samples)}
         return np.concatenate(grid), facts

@@ -19,7 +19,7 @@ from math import isqrt
 import numpy as np
 
 from janus.common.errors import UserError
-from janus.prompts import unconditional
+from janus.prompts import image_index, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from shards.schema import RowBlock
 from trainer.stream.shapes import Batch, BatchShape, pack
@@ -42,7 +42,7 @@ def collate(
     check_rows(task, rows, shape, special, held_out)
     layout = _Layout.of(rows, np.array(counts), shape)
     _check_size(rows, layout, shape)
-    arrays = _token_arrays(task, rows, layout, shape, special)
+    arrays = _token_arrays(rows, layout, shape, special)
     arrays |= _state_arrays(task, rows, layout, shape)
     pixels = _pixels(rows, counts, shape) if task == "vqa" else [None] * len(counts)
     codes = _codes(rows, np.array(counts), shape) if task == "t2i" else [None] * len(counts)
@@ -187,7 +187,7 @@ def _check_size(rows: RowBlock, layout: _Layout, shape: BatchShape) -> None:
 
 
 def _token_arrays(
-    task: str, rows: RowBlock, layout: _Layout, shape: BatchShape, special: SpecialTokens
+    rows: RowBlock, layout: _Layout, shape: BatchShape, special: SpecialTokens
 ) -> dict[str, np.ndarray]:
     """The arrays that place tokens; empty slots show the last token, padding tokens the last slot."""
     count, slots = len(layout.tokens_M), shape.attention_rows * shape.length
@@ -211,19 +211,11 @@ def _token_arrays(
     return {
         "input_ids_P": ids_MP,
         "position_ids_P": position_MP,
-        "image_index_P": np.zeros_like(ids_MP) if task == "text" else _image_index(ids_MP, special),
+        "image_index_P": image_index(ids_MP, special.image_placeholder),
         "token_of_BS": token_of_MS.reshape(count, shape.attention_rows, -1),
         "slot_of_P": slot_of_MP,
         "segment_ids_BS": segment_MS.reshape(count, shape.attention_rows, -1),
     }
-
-
-def _image_index(ids_MP: np.ndarray, special: SpecialTokens) -> np.ndarray:
-    """1 + index into the micro-batch's flattened (image, slot) table where a placeholder stands, else 0."""
-    slots_MP = ids_MP == special.image_placeholder
-    index_MP = np.cumsum(slots_MP, 1, dtype=np.int32)
-    index_MP *= slots_MP
-    return index_MP
 
 
 def _state_arrays(task: str, rows: RowBlock, layout: _Layout, shape: BatchShape) -> dict[str, np.ndarray]:
