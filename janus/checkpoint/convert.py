@@ -1,7 +1,7 @@
-"""One layout to the other, or to another dtype. Tensors are read, cast and written one at a time.
+"""A checkpoint in the other layout or another dtype. Tensors are read, cast and written one at a time.
 
-Every tensor that both layouts have keeps its bits, unless a dtype is asked for. Both are written as
-safetensors. DeepSeek's own files also hold the tensors of `names.UNUSED`; what is written here does not.
+Every tensor that both layouts have keeps its bits, unless a dtype is given. Both layouts are written as
+safetensors, without the `UNUSED` tensors that DeepSeek's own files hold.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ def convert(source: ModelFolder, target: Path, layout: str, dtype: str | None) -
         raise UserError(f"{target}: exists already; name a new folder, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     path, checkpoint = source.path, source.checkpoint
+    content = checkpoint.content if layout == checkpoint.layout else _config(checkpoint, path, layout)
+    if layout == "deepseek":
+        tensors, field = to_deepseek_names(checkpoint.tensors, dtype), "torch_dtype"
+    else:
+        tensors, field = (
+            {n: TensorToSave.joined({n: t}, dtype) for n, t in checkpoint.tensors.items()},
+            "dtype",
+        )
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    commonest = _TORCH_NAMES[sizes.most_common(1)[0][0]]  # by bytes
 
     def fill(folder: Path) -> None:
-        if layout == "deepseek":
-            tensors, field = to_deepseek_names(checkpoint.tensors, dtype), "torch_dtype"
-        else:
-            tensors, field = (
-                {n: TensorToSave.joined({n: t}, dtype) for n, t in checkpoint.tensors.items()},
-                "dtype",
-            )
-        content = checkpoint.content if layout == checkpoint.layout else _config(checkpoint, path, layout)
-        write_json(folder / "config.json", content | {field: _common_dtype(tensors)})
+        write_json(folder / "config.json", content | {field: commonest})
         save_safetensors(folder / "model.safetensors", tensors)
         copy_tokenizer(path, folder)
 
@@ -61,14 +65,6 @@ def _config(checkpoint: Checkpoint, source: Path, layout: str) -> dict[str, Any]
     if not (source / "tokenizer.json").is_file():
         raise UserError(
             f"{source / 'tokenizer.json'}: no such file; transformers' config.json names special tokens, so "
-            "put the model's tokenizer.json beside its weights"
+            "put the model's tokenizer.json into its folder"
         )
     return to_transformers(checkpoint.config, vars(load_tokenizer(source).special))
-
-
-def _common_dtype(tensors: dict[str, TensorToSave]) -> str:
-    """The dtype that config.json names: that of the most bytes."""
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    return _TORCH_NAMES[sizes.most_common(1)[0][0]]

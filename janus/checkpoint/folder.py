@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from janus.model.weights import Source
 
 INIT_SEED = 0
-"""Weights made for want of a checkpoint are always the same: shards hold codes of the same random VQ."""
+"""Random weights are always the same: shards hold codes of the same random VQ."""
 HUB_FILES = (
     "config.json",
     *TOKENIZER_FILES,
@@ -41,12 +41,12 @@ HUB_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-"""What is downloaded of a repository."""
+"""What is downloaded from a repository."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A network, and where its weights come from: `checkpoint`, or `INIT_SEED` where there is none."""
+    """A network and the source of its weights: `checkpoint`, or `INIT_SEED` where that is None."""
 
     name: str  # as the user gave it
     config: JanusConfig
@@ -55,7 +55,7 @@ class ModelFolder:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is a checkpoint behind it."""
+        """Whether its weights come from a checkpoint."""
         return self.checkpoint is not None
 
     @property
@@ -65,10 +65,10 @@ class ModelFolder:
         size = f"Llama {text.num_layers}×{text.hidden_size}, vocabulary {text.vocab_size}"
         if self.has_weights:
             return f"{self.name}: {size}, weights loaded"
-        return f"{self.name}: no weights there; random ones ({size})"
+        return f"{self.name}: has no weights; random ones ({size})"
 
     def source(self) -> Source:
-        """Where parameters get their values; a checkpoint's raises UserError for NaN and infinity."""
+        """The values of the parameters; a checkpoint's raise UserError for NaN and infinity."""
         from janus.model.weights import random_source
 
         if self.checkpoint is None:
@@ -84,7 +84,7 @@ class ModelFolder:
         return Janus(Weights(self.source()), self.config)
 
     def build_vq(self, images: int = 1, source: Source | None = None) -> VQ:
-        """The image tokenizer, float32, for `images` pictures a call. source: other values than its own."""
+        """The image tokenizer, float32, for `images` pictures a call. source: values in place of its own."""
         from janus.model.vq import VQ
         from janus.model.weights import Weights
 
@@ -106,25 +106,25 @@ class ModelFolder:
 
     @property
     def vq_record(self) -> dict[str, str]:
-        """What a manifest says of the VQ encoder whose codes it holds."""
+        """The VQ encoder, as a manifest of its codes records it."""
         weights = "checkpoint" if self.has_weights else "random"
         return {"encoder_sha256": self.vq_encoder_sha256(), "weights": weights}
 
     def check_codes(self, record: Mapping[str, Any] | None, shards: Path) -> None:
         """Raise UserError unless this model's VQ encoder made the codes of `shards`.
 
-        record: what their manifest says of the encoder; None where they hold no codes.
+        record: their manifest's `vq_record`; None where they hold no codes.
         """
         if record is None:
             raise UserError(f"{shards}: holds no image tokens; build the shards with --model {self.name}")
         if record["encoder_sha256"] != self.vq_encoder_sha256():
             raise UserError(
-                f"{shards}: its image tokens are not those of {self.name}'s VQ encoder; give the model that "
+                f"{shards}: its image tokens are not those of {self.name}'s VQ encoder; name the model that "
                 f"the shards were built with, or build them with --model {self.name}"
             )
 
     def save(self, model: nn.Cell, folder: Path, tokenizer: JanusTokenizer) -> None:
-        """Write `model` as a model folder; the VQ tokenizer, which it does not hold, is copied."""
+        """Write `model` as a model folder; the VQ tokenizer, which is no part of it, is copied."""
         save_model(folder, self.config, self.source(), tokenizer, model.get_parameters())
 
 
@@ -137,7 +137,7 @@ def save_model(
 ) -> None:
     """Write weights, config.json and tokenizer files of the transformers layout into `folder`.
 
-    source: gives the value of every parameter that is not among `parameters`, when it is written.
+    source: of every parameter that is not among `parameters`; asked when it is written.
     """
     from janus.model.janus import visit_parameters
 
@@ -156,12 +156,12 @@ def save_model(
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write an object so that a person can read it."""
+    """Write an object as indented JSON."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files that make a tokenizer folder; those that are absent stay absent."""
+    """Copy those files of a tokenizer folder that exist and that `target` does not have."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and not (target / name).exists():
@@ -171,13 +171,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
     """The model a user named: a preset, a folder of either layout, or a hub id (`organisation/model`).
 
-    A folder without weights stands for a network of `tiny` size with that folder's tokenizer. `tiny` takes
-    its vocabulary from the tokenizer (`tokenizer`, else the folder's own).
-    Raises UserError for what is none of them, and for a folder whose files do not fit together.
+    A folder without weights gives a network of `tiny` size with that folder's tokenizer. `tiny` takes its
+    vocabulary from the tokenizer (`tokenizer`, else the folder's own).
+    Raises UserError for any other name, and for a folder whose files do not fit together.
     """
     if name in PRESETS:  # before a folder of that name, which `./name` reaches
-        config = PRESETS[name]
-        return ModelFolder(name, _with_tokenizer(config, tokenizer) if name == "tiny" else config)
+        return ModelFolder(name, _tiny(tokenizer) if name == "tiny" else PRESETS[name])
     folder = Path(name)
     if not folder.is_dir():
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -188,7 +187,7 @@ def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
         folder = _download(name)
     weights = find_weights(folder)
     if weights is None:
-        return ModelFolder(name, _with_tokenizer(PRESETS["tiny"], tokenizer or folder), path=folder)
+        return ModelFolder(name, _tiny(tokenizer or folder), path=folder)
     checkpoint = open_checkpoint(folder, weights)
     _check_companions(checkpoint.config, folder)
     return ModelFolder(name, checkpoint.config, checkpoint, folder)
@@ -203,16 +202,16 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors, of the network too, are OSErrors
+    except (OSError, ValueError) as error:  # all errors of huggingface_hub and of the network are OSErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model {hub_id!r}: no such folder here, and the hub did not give it ({reason}); where there "
-            f"is a network, run `hf download {hub_id} --local-dir DIR`, then name DIR"
+            f"model {hub_id!r}: no such folder here, and no download from the hub ({reason}); on a machine "
+            f"with a network run `hf download {hub_id} --local-dir DIR`, then name DIR"
         ) from error
 
 
 def _check_companions(config: JanusConfig, folder: Path) -> None:
-    """Raise UserError where tokenizer or image preparation beside the weights is another model's."""
+    """Raise UserError where the folder's tokenizer or image preparation is another model's."""
     if (folder / "tokenizer.json").is_file():
         highest = load_tokenizer(folder).highest_id
         if highest >= config.text.vocab_size:
@@ -230,9 +229,9 @@ def _check_companions(config: JanusConfig, folder: Path) -> None:
             )
 
 
-def _with_tokenizer(config: JanusConfig, tokenizer: Path | None) -> JanusConfig:
-    """A preset whose embedding table holds every id of the tokenizer, to the next multiple of 64."""
+def _tiny(tokenizer: Path | None) -> JanusConfig:
+    """The preset `tiny`; its embedding table holds every id of the tokenizer, to the next multiple of 64."""
     if tokenizer is None:
-        return config
+        return PRESETS["tiny"]
     rows = load_tokenizer(tokenizer).highest_id + 1
-    return config.with_vocabulary(-(-rows // 64) * 64)
+    return PRESETS["tiny"].with_vocabulary(-(-rows // 64) * 64)

@@ -1,14 +1,14 @@
 """config.json of both layouts, read into a `JanusConfig` and written from one.
 
 transformers' config.json (`model_type: janus`) states every size, mostly under our names. DeepSeek's
-(`multi_modality`) states few: the rest are read off the weights' shapes, or are the defaults of the libraries
-that DeepSeek builds on. What it does state must agree with the weights.
+(`multi_modality`) states few: the rest follow from the weights' shapes, or are defaults of the libraries that
+DeepSeek builds on. What it states must agree with the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 Part = TypeVar("Part", TextConfig, VisionConfig, VQConfig)
 
 _THEIR_NAMES = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-"""Fields that transformers names otherwise; all others have one name."""
+"""Fields that have another name in transformers."""
 _TEXT = {
     "attention_bias": False,
     "hidden_act": "silu",
@@ -57,7 +57,6 @@ LLAMA_DEFAULTS = {
     "max_position_embeddings": 2048,
 }
 """What a language_config that leaves them out means: the defaults of transformers' LlamaConfig."""
-SIGLIP_HEADS, NARROWEST_HEAD = 16, 16
 _CLASSES = {
     "vision_config": "CLIPVisionTower",
     "aligner_config": "MlpProjector",
@@ -73,21 +72,18 @@ def from_transformers(content: Mapping[str, Any], path: object) -> JanusConfig:
     Raises UserError naming the field that is missing or that this network does not have.
     """
     try:
-        text, vision, vq = (content[part] for part in ("text_config", "vision_config", "vq_config"))
+        text, vision, vq = (dict(content[f"{part}_config"]) for part in ("text", "vision", "vq"))
         if text.get("num_key_value_heads", text["num_attention_heads"]) != text["num_attention_heads"]:
             raise UserError(f"{path}: num_key_value_heads differs from num_attention_heads; not Janus-Pro")
-        inner = {"intermediate_size": round(vision["hidden_size"] * vision["mlp_ratio"])}
-        multiplier = {"channel_multiplier": tuple(vq["channel_multiplier"])}
-        return JanusConfig(
-            _part(TextConfig, text), _part(VisionConfig, vision | inner), _part(VQConfig, vq | multiplier)
-        )
+        vision["intermediate_size"] = round(vision["hidden_size"] * vision["mlp_ratio"])
+        vq["channel_multiplier"] = tuple(vq["channel_multiplier"])
+        return JanusConfig(_part(TextConfig, text), _part(VisionConfig, vision), _part(VQConfig, vq))
     except KeyError as error:
         raise UserError(f"{path}: field {error} is missing; expected transformers' JanusConfig") from error
 
 
 def _part(part: type[Part], sizes: Mapping[str, Any]) -> Part:
-    names = [field.name for field in fields(part)]
-    return part(**{name: sizes[_THEIR_NAMES.get(name, name)] for name in names})
+    return part(**{f.name: sizes[_THEIR_NAMES.get(f.name, f.name)] for f in fields(part)})
 
 
 def _sizes(part: TextConfig | VisionConfig | VQConfig) -> dict[str, Any]:
@@ -107,23 +103,23 @@ def to_transformers(config: JanusConfig, token_ids: Mapping[str, int]) -> dict[s
         "dtype": "float32",
         "image_token_id": token_ids["image_placeholder"],
         "model_type": "janus",
-        "text_config": _TEXT
-        | _sizes(text)
-        | {
+        "text_config": {
+            **_TEXT,
+            **_sizes(text),
             "head_dim": text.head_size,
             "num_key_value_heads": text.num_heads,
             **{f"{name}_token_id": token_ids[name] for name in ("bos", "eos", "pad")},
         },
-        "vision_config": _VISION
-        | vision
-        | {
+        "vision_config": {
+            **_VISION,
+            **vision,
             "mlp_ratio": inner / config.vision.hidden_size,
             "num_image_tokens": config.num_image_tokens,
             "projection_dim": text.hidden_size,
         },
-        "vq_config": _VQ
-        | _sizes(config.vq)
-        | {
+        "vq_config": {
+            **_VQ,
+            **_sizes(config.vq),
             "image_token_embed_dim": text.hidden_size,
             "num_patches": config.vision.image_size // config.vision.patch_size,
             "projection_dim": text.hidden_size,
@@ -131,24 +127,25 @@ def to_transformers(config: JanusConfig, token_ids: Mapping[str, int]) -> dict[s
     }
 
 
+@dataclass(frozen=True)
 class _Shapes:
     """Shapes of the file's tensors by name, from which sizes are read."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], path: Path) -> None:
-        self._tensors, self._path = tensors, path
+    tensors: Mapping[str, StoredTensor]
+    path: Path
 
     def size(self, name: str, axis: int, dimensions: int = 2) -> int:
         """One side of a tensor. Raises UserError where it is absent or has other dimensions."""
-        tensor = self._tensors.get(name)
+        tensor = self.tensors.get(name)
         if tensor is None:
-            raise UserError(f"{self._path}: missing {name}; these are not the weights of Janus-Pro")
+            raise UserError(f"{self.path}: missing {name}; these are not the weights of Janus-Pro")
         if len(tensor.shape) != dimensions:
-            raise UserError(f"{self._path}: {name} is {tensor.shape}, expected {dimensions} dimensions")
+            raise UserError(f"{self.path}: {name} is {tensor.shape}, expected {dimensions} dimensions")
         return tensor.shape[axis]
 
     def count(self, prefix: str) -> int:
         """The number of distinct children below a prefix, such as layers."""
-        names = (name for name in self._tensors if name.startswith(prefix))
+        names = (name for name in self.tensors if name.startswith(prefix))
         return len({name[len(prefix) :].split(".")[0] for name in names})
 
 
@@ -161,12 +158,23 @@ def from_deepseek(
     Raises UserError where the config contradicts the weights, or a tensor that shows a size is missing.
     """
     shapes = _Shapes(tensors, weights)
-    config = JanusConfig(
-        _text(LLAMA_DEFAULTS | content.get("language_config", {}), shapes),
-        _vision(content.get("vision_config", {}).get("params", {}), shapes),
-        _vq(shapes),
-    )
-    _check(content, config, path, weights)
+    text = _text(LLAMA_DEFAULTS | content.get("language_config", {}), shapes)
+    vision = _vision(content.get("vision_config", {}).get("params", {}), shapes)
+    config = JanusConfig(text, vision, _vq(shapes))
+    for part, expected in _stated(config).items():
+        section = content.get(part, {})
+        stated = section if part == "language_config" else section.get("params", {})
+        for field, value in expected.items():
+            if stated.get(field, value) != value:
+                raise UserError(
+                    f"{path}: {part} says {field} {stated[field]!r}, {weights} has {value!r}; "
+                    "use the config.json that belongs to these weights"
+                )
+    if text.hidden_size % text.num_heads:
+        raise UserError(
+            f"{path}: {text.num_heads} heads do not divide the weights' width {text.hidden_size}; "
+            "set language_config.num_attention_heads"
+        )
     return config
 
 
@@ -196,21 +204,19 @@ def _vision(params: Mapping[str, Any], shapes: _Shapes) -> VisionConfig:
 
 
 def _siglip_heads(width: int) -> int:
-    """SigLIP's heads, which neither config nor shapes show: 16, as in the model that the config names.
-
-    A tower too narrow for 16 heads of 16 (a toy) has as many as fit.
-    """
-    return max(1, min(SIGLIP_HEADS, width // NARROWEST_HEAD))
+    """SigLIP's heads, which neither config nor shapes show: 16 of at least 16, fewer in a narrow toy."""
+    return max(1, min(16, width // 16))
 
 
 def _vq(shapes: _Shapes) -> VQConfig:
     vq = "gen_vision_model."
     base = shapes.size(f"{vq}encoder.conv_in.weight", 0, dimensions=4)
-    # From the decoder: it has a block more a level, so that every level shows in its names.
-    blocks = shapes.count(f"{vq}decoder.conv_blocks.0.res.")
+    # From the decoder: it has one more block a level, so every level shows in its names.
+    levels = f"{vq}decoder.conv_blocks."
+    blocks = shapes.count(f"{levels}0.res.")
     widths = [
-        shapes.size(f"{vq}decoder.conv_blocks.{level}.res.{blocks - 1}.conv1.weight", 0, dimensions=4)
-        for level in reversed(range(shapes.count(f"{vq}decoder.conv_blocks.")))
+        shapes.size(f"{levels}{level}.res.{blocks - 1}.conv1.weight", 0, dimensions=4)
+        for level in reversed(range(shapes.count(levels)))
     ]
     return VQConfig(
         base_channels=base,
@@ -220,24 +226,6 @@ def _vq(shapes: _Shapes) -> VQConfig:
         embed_dim=shapes.size(f"{vq}quantize.embedding.weight", 1),
         num_embeddings=shapes.size(f"{vq}quantize.embedding.weight", 0),
     )
-
-
-def _check(content: Mapping[str, Any], config: JanusConfig, path: Path, weights: Path) -> None:
-    """Raise UserError for the first size that config.json states otherwise than the weights have it."""
-    for part, expected in _stated(config).items():
-        section = content.get(part, {})
-        stated = section if part == "language_config" else section.get("params", {})
-        for field, value in expected.items():
-            if stated.get(field, value) != value:
-                raise UserError(
-                    f"{path}: {part} says {field} {stated[field]!r}, {weights} has {value!r}; "
-                    "use the config.json that belongs to these weights"
-                )
-    if config.text.hidden_size % config.text.num_heads:
-        raise UserError(
-            f"{path}: {config.text.num_heads} heads do not divide the weights' width "
-            f"{config.text.hidden_size}; set language_config.num_attention_heads"
-        )
 
 
 def _stated(config: JanusConfig) -> dict[str, dict[str, Any]]:

@@ -15,41 +15,45 @@ from janus.common.errors import UserError
 
 UNUSED = re.compile(r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$")
 """Tensors of DeepSeek's layout on which no output depends."""
-_RULES = [
-    (r"model\.vision_model\.embeddings\.position_embedding\.weight", "vision_model.vision_tower.pos_embed"),
-    (r"model\.vision_model\.embeddings\.patch_embedding\.", "vision_model.vision_tower.patch_embed.proj."),
-    (r"model\.vision_model\.encoder\.layers\.(\d+)\.layer_norm", r"vision_model.vision_tower.blocks.\1.norm"),
-    (
-        r"model\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.",
-        r"vision_model.vision_tower.blocks.\1.attn.qkv.",
-    ),
-    (
-        r"model\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection_layer\.",
-        r"vision_model.vision_tower.blocks.\1.attn.proj.",
-    ),
-    (r"model\.vision_model\.encoder\.layers\.(\d+)\.", r"vision_model.vision_tower.blocks.\1."),
-    (r"model\.vision_model\.post_layernorm\.", "vision_model.vision_tower.norm."),
-    (r"model\.aligner\.fc1\.", "aligner.layers.0."),
-    (r"model\.aligner\.hidden_layers\.0\.", "aligner.layers.2."),
-    (r"model\.generation_aligner\.fc1\.", "gen_aligner.layers.0."),
-    (r"model\.generation_aligner\.hidden_layers\.0\.", "gen_aligner.layers.2."),
-    (r"model\.generation_head\.proj_out\.", "gen_head.output_mlp_projector."),
-    (r"model\.generation_head\.", "gen_head."),
-    (r"model\.generation_embeddings\.", "gen_embed."),
-    (r"model\.language_model\.", "language_model.model."),
-    (r"lm_head\.", "language_model.lm_head."),
-    (r"model\.vqmodel\.(encoder|decoder)\.mid\.block_1\.", r"gen_vision_model.\1.mid.0."),
-    (r"model\.vqmodel\.(encoder|decoder)\.mid\.attn_1\.", r"gen_vision_model.\1.mid.1."),
-    (r"model\.vqmodel\.(encoder|decoder)\.mid\.block_2\.", r"gen_vision_model.\1.mid.2."),
-    (
-        r"model\.vqmodel\.(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.",
-        r"gen_vision_model.\1.conv_blocks.\2.res.",
-    ),
-    (r"model\.vqmodel\.(encoder|decoder)\.(?:down|up)\.(\d+)\.", r"gen_vision_model.\1.conv_blocks.\2."),
-    (r"model\.vqmodel\.", "gen_vision_model."),
-]
-"""Patterns at the start of our names, and DeepSeek's names for them. The first that matches renames."""
-_QKV = re.compile(r"vision_model.*self_attn\.([qkv])_proj\.")
+_TABLE = """
+model.vision_model.embeddings.position_embedding.weight         vision_model.vision_tower.pos_embed
+model.vision_model.embeddings.patch_embedding.                  vision_model.vision_tower.patch_embed.proj.
+model.vision_model.encoder.layers.N.layer_norm                  vision_model.vision_tower.blocks.N.norm
+model.vision_model.encoder.layers.N.self_attn.q_proj.           vision_model.vision_tower.blocks.N.attn.qkv. 0
+model.vision_model.encoder.layers.N.self_attn.k_proj.           vision_model.vision_tower.blocks.N.attn.qkv. 1
+model.vision_model.encoder.layers.N.self_attn.v_proj.           vision_model.vision_tower.blocks.N.attn.qkv. 2
+model.vision_model.encoder.layers.N.self_attn.projection_layer. vision_model.vision_tower.blocks.N.attn.proj.
+model.vision_model.encoder.layers.N.                            vision_model.vision_tower.blocks.N.
+model.vision_model.post_layernorm.                              vision_model.vision_tower.norm.
+model.aligner.fc1.                                              aligner.layers.0.
+model.aligner.hidden_layers.0.                                  aligner.layers.2.
+model.generation_aligner.fc1.                                   gen_aligner.layers.0.
+model.generation_aligner.hidden_layers.0.                       gen_aligner.layers.2.
+model.generation_head.proj_out.                                 gen_head.output_mlp_projector.
+model.generation_head.                                          gen_head.
+model.generation_embeddings.                                    gen_embed.
+model.language_model.                                           language_model.model.
+lm_head.                                                        language_model.lm_head.
+model.vqmodel.S.mid.block_1.                                    gen_vision_model.S.mid.0.
+model.vqmodel.S.mid.attn_1.                                     gen_vision_model.S.mid.1.
+model.vqmodel.S.mid.block_2.                                    gen_vision_model.S.mid.2.
+model.vqmodel.encoder.down.N.block.                             gen_vision_model.encoder.conv_blocks.N.res.
+model.vqmodel.encoder.down.N.                                   gen_vision_model.encoder.conv_blocks.N.
+model.vqmodel.decoder.up.N.block.                               gen_vision_model.decoder.conv_blocks.N.res.
+model.vqmodel.decoder.up.N.                                     gen_vision_model.decoder.conv_blocks.N.
+model.vqmodel.                                                  gen_vision_model.
+"""
+"""How a name of ours starts, and DeepSeek's name; the first line that fits counts. N: a number. S: encoder or
+decoder. A number after the names: which third of the fused tensor it is."""
+
+
+def _rule(ours: str, theirs: str, third: str = "") -> tuple[re.Pattern[str], str, int | None]:
+    pattern = re.escape(ours).replace("N", r"(?P<N>\d+)").replace("S", "(?P<S>encoder|decoder)")
+    replacement = theirs.replace("N", r"\g<N>").replace("S", r"\g<S>")
+    return re.compile(pattern), replacement, int(third) if third else None
+
+
+_RULES = [_rule(*line.split()) for line in _TABLE.strip().splitlines()]
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,9 @@ def deepseek_name(name: str) -> DeepseekName:
 
     Raises ValueError for a name that is not Janus-Pro's.
     """
-    for pattern, replacement in _RULES:
-        renamed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            qkv = _QKV.search(name)
-            third = "qkv".index(qkv.group(1)) if qkv else None
+    for pattern, replacement, third in _RULES:
+        if found := pattern.match(name):
+            renamed = found.expand(replacement) + name[found.end() :]
             return DeepseekName(renamed, third, leading_axis=renamed.endswith(".pos_embed"))
     raise ValueError(f"{name} is not a parameter of Janus-Pro")
 
@@ -80,8 +82,8 @@ def from_deepseek_names(
 ) -> dict[str, StoredTensor]:
     """The tensors under our names, as views: qkv in thirds, pos_embed without its leading axis.
 
-    parameters: our name of every parameter of the network. A tensor that is none of them keeps its name,
-    unless it is one of the unused.
+    parameters: our name of every parameter of the network. Other tensors keep their names; `UNUSED` ones are
+    left out.
     """
     named, used = {}, set()
     for name in parameters:
@@ -107,15 +109,17 @@ def to_deepseek_names(tensors: Mapping[str, StoredTensor], dtype: str | None) ->
     Raises UserError where q, k and v of one tensor are stored in different dtypes.
     """
     groups: dict[str, dict[str, StoredTensor]] = {}
-    for name in sorted(tensors, key=lambda name: deepseek_name(name).third or 0):
-        groups.setdefault(deepseek_name(name).name, {})[name] = tensors[name]
+    places = {name: deepseek_name(name) for name in tensors}
+    for name in sorted(tensors, key=lambda name: places[name].third or 0):
+        groups.setdefault(places[name].name, {})[name] = tensors[name]
     saved = {}
     for target, parts in groups.items():
-        if dtype is None and len({part.dtype for part in parts.values()}) > 1:
-            path = next(iter(parts.values())).path
-            raise UserError(f"{path}: {', '.join(parts)} differ in dtype; give --dtype to join them")
+        first, *others = parts
+        if dtype is None and any(tensors[other].dtype != tensors[first].dtype for other in others):
+            raise UserError(
+                f"{tensors[first].path}: {', '.join(parts)} differ in dtype; give --dtype to join them"
+            )
         joined = TensorToSave.joined(parts, dtype)
-        if deepseek_name(next(iter(parts))).leading_axis:
-            joined = replace(joined, shape=(1, *joined.shape))
-        saved[target] = joined
+        leading = (1,) if places[first].leading_axis else ()
+        saved[target] = replace(joined, shape=leading + joined.shape)
     return saved

@@ -1,7 +1,7 @@
 """A checkpoint folder in either layout, opened: sizes, and every tensor under its transformers name.
 
-`model_type` in config.json tells the layout (how tensors are named); the files there tell the container:
-safetensors or torch's .bin, one file or parts with an index.
+`model_type` in config.json tells the layout, that is, how tensors are named. Weights are in safetensors or
+torch's .bin, in one file or in parts with an index.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from janus.model.config import JanusConfig
 LAYOUTS = {"janus": "transformers", "multi_modality": "deepseek"}
 """Layouts by the `model_type` of their config.json."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Weights in one file, by preference; `<file>.index.json` stands for parts."""
+"""Weights in one file, the preferred first; `<file>.index.json` lists parts."""
 SHOWN = 10  # problems that an error prints
 
 
@@ -61,11 +61,11 @@ def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
     content = read_json(path, "a checkpoint needs it")
     layout = LAYOUTS.get(str(content.get("model_type")))
     if layout is None:
-        raise UserError(
-            f"{path}: model_type is {content.get('model_type')!r}; expected {' or '.join(LAYOUTS)} "
-            "(Janus-Pro's)"
-        )
-    tensors = _open_tensors(weights)
+        found = content.get("model_type")
+        raise UserError(f"{path}: model_type is {found!r}; expected {' or '.join(LAYOUTS)} (Janus-Pro's)")
+    tensors: dict[str, StoredTensor] = {}
+    for part in _parts(weights) if weights.suffix == ".json" else [weights]:
+        tensors |= open_safetensors(part) if part.suffix == ".safetensors" else open_torch(part)
     if layout == "transformers":
         config = from_transformers(content, path)
     else:
@@ -77,24 +77,15 @@ def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
     return Checkpoint(layout, content, config, tensors)
 
 
-def _open_tensors(weights: Path) -> dict[str, StoredTensor]:
-    if weights.suffix != ".json":
-        return _open_file(weights)
-    index = read_json(weights, "the parts need it")
-    places = index.get("weight_map")
+def _parts(index: Path) -> list[Path]:
+    places = read_json(index, "the parts need it").get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise UserError(f"{weights}: has no weight_map; fetch it again")
-    tensors: dict[str, StoredTensor] = {}
-    for name in sorted(set(places.values())):
-        part = weights.with_name(Path(name).name)
+        raise UserError(f"{index}: has no weight_map; fetch it again")
+    parts = [index.with_name(Path(name).name) for name in sorted(set(places.values()))]
+    for part in parts:
         if not part.is_file():
-            raise UserError(f"{part}: no such file, {weights.name} names it; fetch that part")
-        tensors |= _open_file(part)
-    return tensors
-
-
-def _open_file(path: Path) -> dict[str, StoredTensor]:
-    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+            raise UserError(f"{part}: no such file, {index.name} names it; fetch that part")
+    return parts
 
 
 def _check_tensors(config: JanusConfig, tensors: Mapping[str, StoredTensor], path: Path, layout: str) -> None:

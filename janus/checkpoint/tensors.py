@@ -1,10 +1,10 @@
 """Tensors in files: mapped while they are read, written one at a time; and the safetensors format.
 
-A load or a conversion holds one tensor at a time beside what it builds, whatever the size of the file.
-safetensors (8 bytes of length, a JSON header, raw little-endian data) is read and written here because the
-library's NumPy side, on which mindone's reader builds, has no bfloat16, which is what Janus-Pro is stored in,
-gives no views of a file, and keeps all tensors in memory when it saves. The optimizer's state, float32 and
-needed as a whole, is read with mindone.
+A load or a conversion holds one tensor in memory besides what it builds, whatever the size of the file.
+safetensors (8 bytes of length, a JSON header, raw little-endian data) is read and written here: the library's
+NumPy side, on which mindone's reader builds, has no bfloat16 (Janus-Pro's dtype), gives no views of a file,
+and keeps all tensors in memory when it saves. The optimizer's state, float32 and needed as a whole, is read
+with mindone.
 """
 
 from __future__ import annotations
@@ -33,26 +33,30 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("u1"),
 }
 _WINDOW = 1 << 20  # elements that are mapped at a time: a whole tensor can be half a GiB
-_HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+_HEADER_LIMIT = 100_000_000  # bytes; that of the safetensors library
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: contiguous, little-endian."""
-
+class _FileTensor:
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
-    path: Path
-    offset: int  # bytes into the file
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
+
+@dataclass(frozen=True)
+class StoredTensor(_FileTensor):
+    """A tensor in a file: contiguous, little-endian."""
+
+    path: Path
+    offset: int  # bytes into the file
+
     @property
     def data(self) -> np.ndarray:
-        """The elements, flat, as a map of its own: its pages are given back with the array."""
+        """The elements, flat, as a map of its own: its pages are freed with the array."""
         return self._map(0, prod(self.shape))
 
     def _map(self, start: int, stop: int) -> np.ndarray:
@@ -87,11 +91,9 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class TensorToSave:
+class TensorToSave(_FileTensor):
     """A tensor whose elements are made when it is written."""
 
-    dtype: str  # a key of DTYPES
-    shape: tuple[int, ...]
     chunks: Callable[[], Iterable[np.ndarray]]  # the elements in the file's dtype, one part after another
 
     @classmethod
@@ -111,11 +113,6 @@ class TensorToSave:
         return cls(
             dtype or first.dtype, shape, lambda: [_cast(name, part, dtype) for name, part in parts.items()]
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def _cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:
@@ -139,7 +136,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+        if length > min(size - 8, _HEADER_LIMIT):
             raise UserError(f"{path}: not a whole safetensors file; fetch or copy it again")
         try:
             header = json.loads(file.read(length))

@@ -11,7 +11,6 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ _LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
 
 
 class _Storage(NamedTuple):
-    """A stretch of elements in the file. A tuple, as `_View`: a pickle can change nothing in it."""
+    """A run of elements in the file. A tuple, like `_View`: a pickle can change nothing in it."""
 
     dtype: str
     elements: int
@@ -80,12 +79,16 @@ class _Archive:
         self.members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise UserError(f"{path}: a zip without torch's data.pkl; expected what torch.save writes")
+            raise self.error("a zip without torch's data.pkl; expected what torch.save writes")
         self.prefix = pickles[0].removesuffix("data.pkl")
         order = f"{self.prefix}byteorder"
         if order in self.members and archive.read(order) != b"little":
-            raise UserError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+            raise self.error("written on a big-endian machine; save it again on a little-endian one")
         self.pickle = archive.read(pickles[0])
+
+    def error(self, problem: str) -> UserError:
+        """The error that names this file."""
+        return UserError(f"{self.path}: {problem}")
 
     def tensors(self) -> dict[str, StoredTensor]:
         """The state dict."""
@@ -94,13 +97,13 @@ class _Archive:
         except UserError:
             raise
         except Exception as error:  # a broken pickle fails in any of pickle's ways
-            raise UserError(f"{self.path}: its pickle is broken ({error}); fetch or copy it again") from error
+            raise self.error(f"its pickle is broken ({error}); fetch or copy it again") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.path}: holds a {type(content).__name__}; expected tensors by name")
+            raise self.error(f"holds a {type(content).__name__}; expected tensors by name")
         tensors = {}
         for name, value in dict.items(content):  # not content.items: a pickle can hide that
             if not isinstance(value, _View):
-                raise UserError(f"{self.path}: {name} is no tensor; save the model's state_dict alone")
+                raise self.error(f"{name} is no tensor; save only the model's state_dict")
             tensors[str(name)] = StoredTensor(value.dtype, value.shape, self.path, value.offset)
         return tensors
 
@@ -108,31 +111,29 @@ class _Archive:
         """Where a storage lies. Raises UserError where it is absent, compressed or too short."""
         member = self.members.get(f"{self.prefix}data/{key}")
         if member is None:
-            raise UserError(f"{self.path}: storage {key} is missing; fetch or copy the file again")
+            raise self.error(f"storage {key} is missing; fetch or copy the file again")
         if member.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{self.path}: {member.filename} is compressed; save it again with torch.save")
+            raise self.error(f"{member.filename} is compressed; save it again with torch.save")
         if member.file_size < count * DTYPES[dtype].itemsize:
-            raise UserError(f"{self.path}: storage {key} is too short; fetch or copy the file again")
+            raise self.error(f"storage {key} is too short; fetch or copy the file again")
         # The member's own header says how long its name and padding are; the central directory's differ.
         self.file.seek(member.header_offset)
         header = self.file.read(_LOCAL_HEADER)
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         return _Storage(dtype, count, member.header_offset + _LOCAL_HEADER + names)
 
-    def tensor(
-        self, storage: _Storage, start: int, shape: tuple[int, ...], strides: tuple[int, ...]
-    ) -> _View:
+    def tensor(self, storage: Any, start: Any, shape: Any, strides: Any, *rest: Any) -> _View:
         """A view of a storage. Raises UserError where it is not contiguous or reaches beyond it."""
-        strides_of_rows = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        if any(n > 1 and a != b for n, a, b in zip(shape, strides, strides_of_rows, strict=True)):
-            raise UserError(
-                f"{self.path}: a tensor of shape {shape} has strides {strides}; "
-                "save it again with .contiguous()"
+        if not isinstance(storage, _Storage):
+            raise self.error("a tensor without a storage; expected what torch.save writes")
+        start, shape = int(start), tuple(map(int, shape))
+        expected = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        if any(n > 1 and a != b for n, a, b in zip(shape, map(int, strides), expected, strict=True)):
+            raise self.error(
+                f"a tensor of shape {shape} has strides {strides}; save it again with .contiguous()"
             )
         if min((start, *shape)) < 0 or start + prod(shape) > storage.elements:
-            raise UserError(
-                f"{self.path}: a tensor of shape {shape} reaches beyond its storage; fetch it again"
-            )
+            raise self.error(f"a tensor of shape {shape} reaches beyond its storage; fetch it again")
         offset = storage.offset + start * DTYPES[storage.dtype].itemsize
         return _View(storage.dtype, shape, offset)
 
@@ -151,31 +152,17 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor()
+            return lambda *described: self.archive.tensor(*described)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, requires_grad, hooks: tensor
-        raise UserError(
-            f"{self.archive.path}: its pickle asks for {module}.{name}, which no tensor needs; refused, "
-            "nothing was run; use a file that holds tensors alone, from a source you trust"
+        raise self.archive.error(
+            f"its pickle asks for {module}.{name}, which no tensor needs; refused, nothing was run; "
+            "use a file that holds only tensors, from a source you trust"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that a tensor names."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or dtype not in DTYPES:
-            raise UserError(
-                f"{self.archive.path}: its pickle names a {kind} of {dtype}; expected tensors alone"
-            )
+            raise self.archive.error(f"its pickle names a {kind} of {dtype}; expected only tensors")
         return self.archive.storage(dtype, str(key), int(count))
-
-    def _rebuild_tensor(self) -> Callable[..., _View]:
-        archive = self.archive
-
-        def rebuild(storage, start, shape, strides, *rest):  # type: ignore[no-untyped-def]
-            if not isinstance(storage, _Storage):
-                raise UserError(
-                    f"{archive.path}: a tensor without a storage; expected what torch.save writes"
-                )
-            return archive.tensor(storage, int(start), tuple(map(int, shape)), tuple(map(int, strides)))
-
-        return rebuild

@@ -86,7 +86,10 @@ def operations(config: JanusConfig, task: str, work: Work, trained: Collection[s
         layers = transformer_operations(vision, patches, [vision.num_image_tokens] * work.images)
         forward["siglip"] = layers + 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
         forward["aligner"] = 2 * patches * (vision.hidden_size * width + width**2)
-    return sum(count * _passes(part, trained) for part, count in forward.items())
+    # Forward, gradient of the inputs, gradient of the weights: how many of the three the part takes. Every
+    # stage trains the aligners, so gradients pass through all that follows them.
+    passes = {part: 3 if part in trained else 1 if part == "siglip" else 2 for part in forward}
+    return sum(count * passes[part] for part, count in forward.items())
 
 
 def transformer_operations(config: TextConfig | VisionConfig, positions: int, spans: Sequence[int]) -> int:
@@ -94,22 +97,14 @@ def transformer_operations(config: TextConfig | VisionConfig, positions: int, sp
     width, inner = config.hidden_size, config.intermediate_size
     products = 3 if isinstance(config, TextConfig) else 2
     linear = positions * (8 * width**2 + 2 * products * width * inner)
-    return config.num_layers * (linear + 4 * width * _squares(spans))
-
-
-def _passes(part: str, trained: Collection[str]) -> int:
-    """Forward, gradient of the inputs, gradient of the weights: how many of the three the part takes.
-
-    Every stage trains the aligners, so gradients pass through all that follows them.
-    """
-    return 3 if part in trained else 1 if part == "siglip" else 2
+    return config.num_layers * (linear + 4 * width * sum(span**2 for span in spans))
 
 
 def activations(config: JanusConfig, task: str, work: Work, trained: Collection[str]) -> int:
     """Elements kept for the backward of one micro-batch; see the top of this file."""
     text, vision, positions = config.text, config.vision, work.positions
     width, patches = text.hidden_size, work.images * config.num_image_tokens
-    scores = text.num_heads * _squares(work.spans)
+    scores = text.num_heads * sum(span**2 for span in work.spans)
     wide, inner = (9, 4) if "llama" in trained else (6, 3)
     layer = positions * (wide * width + inner * text.intermediate_size) + scores
     kept = (text.num_layers + 1) * layer + 8 * positions * width + scores
@@ -125,10 +120,6 @@ def activations(config: JanusConfig, task: str, work: Work, trained: Collection[
             patches * (9 * vision.hidden_size + 3 * vision.intermediate_size) + scores
         )
     return kept
-
-
-def _squares(spans: Sequence[int]) -> int:
-    return sum(span**2 for span in spans)
 
 
 def stage_bytes(
@@ -184,7 +175,7 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
         dtypes, size = "/".join(description["dtypes"]), _gib(description["bytes_on_disk"])
         yield f"{model}: {description['layout']} layout, {dtypes}, {size} GiB on disk"
     else:
-        yield f"{model}: no weights there; random ones will be made"
+        yield f"{model}: has no weights; random ones will be made"
     for part, sizes in description["config"].items():
         yield f"  {part:7} " + ", ".join(f"{name} {value}" for name, value in sizes.items())
     yield f"parameters: {sum(parameters.values()):,}"

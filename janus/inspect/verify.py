@@ -1,8 +1,8 @@
-"""Hold this device's numbers against a folder of reference cases, quantity by quantity.
+"""Compare this device's numbers with a folder of reference cases, quantity by quantity.
 
 A folder of cases holds `cases.safetensors` (inputs and expected values in float32, rows right-padded),
-`cases.json` (token ids, losses, gradient norms by DeepSeek's names) and the weights, in `hf-format` and
-perhaps in `deepseek-format`.
+`cases.json` (token ids, losses, gradient norms by DeepSeek's names) and the weights, in `hf-format`,
+`deepseek-format` or both.
 
 Shapes: B rows, S positions, I images, T tokens of an image, N supervised positions, V classes.
 """
@@ -10,6 +10,7 @@ Shapes: B rows, S positions, I images, T tokens of an image, N supervised positi
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.checkpoint.names import deepseek_name
 from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
-from janus.prompts import TASKS
+from janus.prompts import TASKS, image_index
+from janus.tokens import IGNORE
 
 ABSOLUTE, LOSS, RELATIVE = 1e-4, 1e-5, 1e-3
 """Tolerances: features, logits and latents; losses; gradients (of the norm)."""
@@ -32,7 +34,7 @@ LAYOUTS = ("hf-format", "deepseek-format")
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity: its largest difference from the reference beside what is tolerated."""
+    """One quantity: its largest difference from the reference, and the tolerance."""
 
     name: str
     difference: float
@@ -46,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Cases:
-    """The reference: arrays by name, and what stands in cases.json."""
+    """The reference: arrays by name, and the content of cases.json."""
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
@@ -56,24 +58,21 @@ class Cases:
         input_ids_BS = self.arrays[f"{task}.input_ids"].astype(np.int32)
         segment_ids_BS = self.arrays[f"{task}.attention_mask"].astype(np.int32)
         positions_BS = (np.cumsum(segment_ids_BS, 1) - 1) * segment_ids_BS
-        image_slots_BS = input_ids_BS == self.facts["image_token_id"]
+        index_P = image_index(input_ids_BS.reshape(-1), self.facts["image_token_id"])
         if task == "t2i":
-            states_N = np.flatnonzero(image_slots_BS) - 1
-            labels_N = self.arrays["t2i.image_tokens"].reshape(-1)
+            states_N, labels_N = np.flatnonzero(index_P) - 1, self.arrays["t2i.image_tokens"].reshape(-1)
         else:
-            next_BS = np.full_like(input_ids_BS, -100)
+            next_BS = np.full_like(input_ids_BS, IGNORE)
             next_BS[:, :-1] = self.arrays[f"{task}.labels"][:, 1:]
-            states_N = np.flatnonzero(next_BS != -100)
+            states_N = np.flatnonzero(next_BS != IGNORE)
             labels_N = next_BS.reshape(-1)[states_N]
         token_of_BS = np.arange(input_ids_BS.size).reshape(input_ids_BS.shape)
         batch = [labels_N, states_N, input_ids_BS.reshape(-1), positions_BS.reshape(-1)]
-        batch += [token_of_BS, token_of_BS.reshape(-1), segment_ids_BS]
-        if task != "text":
-            batch += [np.cumsum(image_slots_BS) * image_slots_BS.reshape(-1)]
+        batch += [token_of_BS, token_of_BS.reshape(-1), segment_ids_BS, index_P]
         batch = [array.astype(np.int32) for array in batch]
-        if task != "text":
-            batch += [self.arrays["image_uint8" if task == "vqa" else "t2i.image_tokens"]]
-        return batch
+        if task == "text":
+            return batch[:-1]
+        return [*batch, self.arrays["image_uint8" if task == "vqa" else "t2i.image_tokens"]]
 
 
 def open_cases(folder: Path) -> Cases:
@@ -93,43 +92,38 @@ def verify(folder: Path, mode: str = "graph") -> Iterator[tuple[str, Check]]:
     cases = open_cases(folder)
     for layout in LAYOUTS:
         if (folder / layout).is_dir():
-            model = open_model(str(folder / layout))
-            for check in _checks(model, cases, compile_):
+            for check in _checks(open_model(str(folder / layout)), cases, compile_):
                 yield layout, check
 
 
 def _checks(folder: ModelFolder, cases: Cases, compile_: Any) -> Iterator[Check]:
     model = folder.build()
-    yield from _vision_checks(model, cases, compile_)
-    yield from _vq_checks(folder.build_vq(len(cases.arrays["image_uint8"])), cases, compile_)
+    yield from _vision_checks(model, cases.arrays, compile_)
+    yield from _vq_checks(folder.build_vq(len(cases.arrays["image_uint8"])), cases.arrays, compile_)
     for task in TASKS:
         yield from _task_checks(model, task, cases, compile_)
 
 
-def _vision_checks(model: Any, cases: Cases, compile_: Any) -> Iterator[Check]:
+def _vision_checks(model: Any, arrays: dict[str, np.ndarray], compile_: Any) -> Iterator[Check]:
     from mindspore import Tensor
 
-    arrays = cases.arrays
     features = compile_(model.vision_model.construct)(Tensor(arrays["image_uint8"]))
-    yield _absolute("vqa.siglip_features", features, arrays["vqa.siglip_features"])
-    yield _absolute(
-        "vqa.aligned_features", compile_(model.aligner.construct)(features), arrays["vqa.aligned_features"]
-    )
+    aligned = compile_(model.aligner.construct)(features)
     embeds = compile_(model.embed_codes.construct)(Tensor(arrays["t2i.image_tokens"]))
+    yield _absolute("vqa.siglip_features", features, arrays["vqa.siglip_features"])
+    yield _absolute("vqa.aligned_features", aligned, arrays["vqa.aligned_features"])
     yield _absolute("t2i.gen_embeds", embeds, arrays["t2i.gen_embeds"])
 
 
-def _vq_checks(vq: Any, cases: Cases, compile_: Any) -> Iterator[Check]:
+def _vq_checks(vq: Any, arrays: dict[str, np.ndarray], compile_: Any) -> Iterator[Check]:
     from mindspore import Tensor
 
-    arrays = cases.arrays
-    latent_IEhw = arrays["t2i.vq_latent"]
-    pixels, codes = Tensor(arrays["image_uint8"]), arrays["t2i.image_tokens"]
-    encoded, latent = compile_(vq.encode)(pixels)
-    yield _absolute("t2i.vq_latent", latent, latent_IEhw.transpose(0, 2, 3, 1))
+    codes = arrays["t2i.image_tokens"]
+    encoded, latent = compile_(vq.encode)(Tensor(arrays["image_uint8"]))
+    decoded = compile_(vq.decode)(Tensor(codes))
+    yield _absolute("t2i.vq_latent", latent, arrays["t2i.vq_latent"].transpose(0, 2, 3, 1))
     yield Check("t2i.image_tokens that differ", float((encoded.asnumpy() != codes).sum()), 0.0)
-    decoded = arrays["t2i.vq_decoded"].transpose(0, 2, 3, 1)
-    yield _absolute("t2i.vq_decoded", compile_(vq.decode)(Tensor(codes)), decoded)
+    yield _absolute("t2i.vq_decoded", decoded, arrays["t2i.vq_decoded"].transpose(0, 2, 3, 1))
 
 
 def _task_checks(model: Any, task: str, cases: Cases, compile_: Any) -> Iterator[Check]:
@@ -138,53 +132,41 @@ def _task_checks(model: Any, task: str, cases: Cases, compile_: Any) -> Iterator
     from janus.model.loss import TaskLoss
 
     loss = TaskLoss(model, task)
-    batch = [ms.Tensor(array) for array in cases.batch(task)]
-    yield _logits_check(loss, task, batch, cases, compile_)
+    labels, states, *inputs = (ms.Tensor(array) for array in cases.batch(task))
+    expected = cases.arrays[f"{task}.logits"].reshape(-1, cases.arrays[f"{task}.logits"].shape[-1])
+    shown = states
+    if task != "t2i":  # for text and vqa the reference keeps the logits of every position
+        shown_N = np.flatnonzero(cases.arrays[f"{task}.attention_mask"])
+        expected, shown = expected[shown_N], ms.Tensor(shown_N.astype(np.int32))
+    yield _absolute(f"{task}.logits", compile_(loss.logits)(shown, *inputs), expected)
     parameters = list(loss.get_parameters())
     backward = compile_(ms.value_and_grad(loss, None, ms.ParameterTuple(parameters)))
-    loss_sum, gradients = backward(*batch)
-    supervised = len(batch[0])
-    expected = cases.facts["losses"][task]
-    yield Check(f"{task}.loss", abs(float(loss_sum.asnumpy()) / supervised - expected), LOSS)
-    named = {p.name: g.asnumpy() / supervised for p, g in zip(parameters, gradients, strict=True)}
-    yield _norms_check(task, named, cases.facts["grad_norms"][task])
-    yield from _gradient_checks(task, named, cases.arrays)
+    loss_sum, gradients = backward(labels, states, *inputs)
+    mean = float(loss_sum.asnumpy()) / len(labels)
+    yield Check(f"{task}.loss", abs(mean - cases.facts["losses"][task]), LOSS)
+    named = {p.name: g.asnumpy() / len(labels) for p, g in zip(parameters, gradients, strict=True)}
+    yield from _gradient_checks(task, named, cases)
 
 
-def _logits_check(loss: Any, task: str, batch: list, cases: Cases, compile_: Any) -> Check:
-    from mindspore import Tensor
-
-    expected = cases.arrays[f"{task}.logits"].reshape(-1, cases.arrays[f"{task}.logits"].shape[-1])
-    rows = cases.batch(task)[1]
-    if task != "t2i":  # there, the reference keeps the logits of every position
-        rows = np.flatnonzero(cases.arrays[f"{task}.attention_mask"])
-        expected = expected[rows]
-    logits = compile_(loss.logits)(Tensor(rows.astype(np.int32)), *batch[2:])
-    return _absolute(f"{task}.logits", logits, expected)
-
-
-def _norms_check(task: str, named: dict[str, np.ndarray], expected: dict[str, float]) -> Check:
-    """Norms by DeepSeek's names, where q, k and v are one tensor; the largest relative difference."""
-    squares: dict[str, float] = {}
+def _gradient_checks(task: str, named: dict[str, np.ndarray], cases: Cases) -> Iterator[Check]:
+    """By DeepSeek's names, where q, k and v are one tensor: all norms together, some gradients in full."""
+    squares: dict[str, float] = defaultdict(float)
+    by_old_name = {}
     for name, gradient in named.items():
         old = deepseek_name(name).name
-        squares[old] = squares.get(old, 0.0) + float(np.square(gradient.astype(np.float64)).sum())
-    if squares.keys() != expected.keys():
-        return Check(f"{task}.grad_norms (other parameters)", float("nan"), RELATIVE)
-    worst = max(abs(squares[name] ** 0.5 - norm) / norm for name, norm in expected.items())
-    return Check(f"{task}.grad_norms (relative)", worst, RELATIVE)
-
-
-def _gradient_checks(
-    task: str, named: dict[str, np.ndarray], arrays: dict[str, np.ndarray]
-) -> Iterator[Check]:
-    by_old_name = {deepseek_name(name).name: gradient for name, gradient in named.items()}
+        by_old_name[old] = gradient
+        squares[old] += float(np.square(gradient.astype(np.float64)).sum())
+    expected = cases.facts["grad_norms"][task]
+    if squares.keys() == expected.keys():
+        worst = max(abs(squares[name] ** 0.5 - norm) / norm for name, norm in expected.items())
+        yield Check(f"{task}.grad_norms (relative)", worst, RELATIVE)
+    else:
+        yield Check(f"{task}.grad_norms (other parameters)", float("nan"), RELATIVE)
     prefix = f"{task}.grad."
-    for key in sorted(arrays):
-        if key.startswith(prefix):
-            expected = arrays[key]
-            difference = np.linalg.norm(by_old_name[key.removeprefix(prefix)] - expected)
-            yield Check(f"{key} (relative)", float(difference / np.linalg.norm(expected)), RELATIVE)
+    for key in sorted(key for key in cases.arrays if key.startswith(prefix)):
+        exact = cases.arrays[key]
+        difference = np.linalg.norm(by_old_name[key.removeprefix(prefix)] - exact)
+        yield Check(f"{key} (relative)", float(difference / np.linalg.norm(exact)), RELATIVE)
 
 
 def _absolute(name: str, actual: Any, expected: np.ndarray) -> Check:
