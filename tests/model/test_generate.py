@@ -22,7 +22,7 @@ from janus.prompts import PromptRow, before_answer, encode_samples, unconditiona
 from janus.tokens import load_tokenizer
 
 LENGTHS = (3, 1, 6)  # words of the prompts: they share batches
-NEW = 10
+NEW, LONG = 10, 30  # tokens of an answer: both need the same cache
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +69,45 @@ def _whole_logits(model: object, task: str, ids: np.ndarray, first: int, image: 
     return TaskLoss(model, task).logits(*map(Tensor, arrays)).asnumpy()
 
 
-@pytest.mark.parametrize("task", ["text", "vqa"])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_answers_are_those_of_the_whole_network(model: object, task: str, batch: int) -> None:
+@pytest.fixture(scope="module")
+def generator(model: object) -> Generator:
+    """Shared: its graphs are compiled once for each task."""
+    return Generator(model, word_tokenizer().special, batch=2)
+
+
+def _check_answers(generator: Generator, model: object, task: str) -> list[list[int]]:
+    """Greedy answers, after a check that each token is the likeliest of the whole network."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (len(LENGTHS), SIDE, SIDE, 3)).astype(np.uint8)
     prompts = [Prompt(ids, pictures[i] if task == "vqa" else None) for i, ids in enumerate(_prompt_ids(task))]
-    answers = list(Generator(model, word_tokenizer().special, batch).answers(prompts, NEW))
+    answers = list(generator.answers(prompts, NEW))
     assert len({tuple(answer) for answer in answers}) > 1  # else they would say nothing about the prompts
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = np.concatenate([prompt.input_ids, answer]).astype(np.int32)
         logits = _whole_logits(model, task, ids, len(prompt.input_ids) - 1, prompt.pixels)
         np.testing.assert_array_equal(answer, logits.argmax(-1))
+    return [answer.tolist() for answer in answers]
 
 
-def test_pictures_are_those_of_the_whole_network(model: object) -> None:
+def test_answers_about_pictures_are_those_of_the_whole_network(generator: Generator, model: object) -> None:
+    _check_answers(generator, model, "vqa")
+
+
+def test_answers_are_those_of_the_whole_network_also_when_its_weights_change(
+    generator: Generator, model: object
+) -> None:
+    from mindspore import ops
+
+    before = _check_answers(generator, model, "text")
+    ops.assign(model.lm_head.weight, -model.lm_head.weight)
+    assert _check_answers(generator, model, "text") != before
+    ops.assign(model.lm_head.weight, -model.lm_head.weight)
+
+
+def test_pictures_are_those_of_the_whole_network(generator: Generator, model: object) -> None:
     special, sampling = word_tokenizer().special, Sampling(temperature=0.7, guidance=3.0, seed=5)
     prompts = _prompt_ids("t2i")
-    drawn = list(Generator(model, special, batch=2).pictures(prompts, range(3), sampling))
+    drawn = list(generator.pictures(prompts, range(3), sampling))
     for number, (prompt, codes_T) in enumerate(zip(prompts, drawn, strict=True)):
         pair = []
         for row in (prompt, unconditional(prompt, special)):
@@ -98,28 +119,15 @@ def test_pictures_are_those_of_the_whole_network(model: object) -> None:
             assert codes_T[step] == expected[0]
 
 
-def test_an_answer_ends_with_eos_and_without_what_comes_after(model: object) -> None:
+def test_an_answer_ends_with_eos_and_without_what_comes_after(generator: Generator) -> None:
     """The sampled answers of a batch end at different steps."""
     special = word_tokenizer().special
     prompts = [Prompt(ids) for ids in _prompt_ids("text")] * 8
-    answers = list(Generator(model, special, 4).answers(prompts, 60, Sampling(2.0, seed=1)))
+    answers = list(generator.answers(prompts, LONG, Sampling(2.0, seed=1)))
     ended = [answer for answer in answers if answer[-1] == special.eos]
     assert len({len(answer) for answer in ended}) > 1
     assert all(special.eos not in answer[:-1] for answer in answers)
-    assert all(len(answer) == 60 for answer in answers if answer[-1] != special.eos)
-
-
-def test_graphs_follow_weights_that_change(folder: Path) -> None:
-    from mindspore import ops
-
-    model, special = open_model(str(folder)).build(), word_tokenizer().special
-    prompts = [Prompt(ids) for ids in _prompt_ids("text")]
-    generator = Generator(model, special, 4)
-    before = list(generator.answers(prompts, NEW))
-    ops.assign(model.lm_head.weight, -model.lm_head.weight)
-    after = list(generator.answers(prompts, NEW))
-    fresh = list(Generator(model, special, 4).answers(prompts, NEW))
-    assert [a.tolist() for a in after] == [a.tolist() for a in fresh] != [a.tolist() for a in before]
+    assert all(len(answer) == LONG for answer in answers if answer[-1] != special.eos)
 
 
 def test_draws_follow_the_distribution_and_their_key_alone() -> None:
@@ -141,6 +149,7 @@ def test_a_draw_never_lands_on_what_is_impossible() -> None:
         assert choose(logits_BV, 1.0, np.array([uniform])).tolist() == [1]
 
 
+@pytest.mark.slow
 def test_kept_graphs_give_the_same_answers(
     model: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,50 +169,34 @@ def _run(*arguments: object) -> Result:
 
 
 def test_pictures_are_files_that_say_what_made_them(folder: Path, tmp_path: Path) -> None:
-    result = _run(
-        folder, "--draw", "w1 w2 ☃", "--num-images", 3, "--batch", 2, "--seed", 9, "--out", tmp_path
-    )
+    """The captions are drawn one after the other; a picture depends on its caption and number alone."""
+    captions = ["w1 w2 ☃", "w3 w4 w5 w6"]
+    draws = [argument for caption in captions for argument in ("--draw", caption)]
+    result = _run(folder, *draws, "--num-images", 2, "--batch", 3, "--seed", 9, "--out", tmp_path / "four")
     assert result.exit_code == 0, result.output
     paths = [Path(line) for line in result.stdout.split()]
-    assert paths == sorted(tmp_path.iterdir())
-    assert len(paths) == 3
-    pictures = [Image.open(path) for path in paths]
-    assert all(picture.size == (SIDE, SIDE) for picture in pictures)
-    for number, picture in enumerate(pictures):
-        facts = {"prompt": "w1 w2 ☃", "seed": "9", "model": str(folder), "number": str(number)}
+    assert sorted(paths) == sorted((tmp_path / "four").iterdir())
+    for number, path in enumerate(paths):
+        picture = Image.open(path)
+        assert picture.size == (SIDE, SIDE)
+        facts = {"prompt": captions[number // 2], "seed": "9", "model": str(folder), "number": str(number)}
         assert facts.items() <= picture.text.items()
     assert "pictures: 32 of 32 steps" in result.stderr
-    alone = tmp_path / "alone"
-    assert _run(folder, "--draw", "w1 w2 ☃", "--batch", 1, "--seed", 9, "--out", alone).exit_code == 0
-    assert next(alone.iterdir()).read_bytes() == paths[0].read_bytes()  # not changed by its batch
-    assert len({path.read_bytes() for path in paths}) == 3
-
-
-def test_several_captions_are_drawn_one_after_the_other(folder: Path, tmp_path: Path) -> None:
-    draws = ["--draw", "w1 w2", "--draw", "w3 w4 w5 w6"]
-    result = _run(folder, *draws, "--num-images", 2, "--batch", 3, "--out", tmp_path)
+    assert len({path.read_bytes() for path in paths}) == 4
+    result = _run(folder, "--draw", captions[0], "--batch", 1, "--seed", 9, "--out", tmp_path / "one")
     assert result.exit_code == 0, result.output
-    pictures = [Image.open(line) for line in result.stdout.split()]
-    assert [picture.text["prompt"] for picture in pictures] == ["w1 w2"] * 2 + ["w3 w4 w5 w6"] * 2
-    assert [picture.text["number"] for picture in pictures] == ["0", "1", "2", "3"]
-    alone = tmp_path / "alone"
-    assert _run(folder, "--draw", "w1 w2", "--num-images", 2, "--out", alone).exit_code == 0
-    for path in sorted(alone.iterdir()):  # the first caption's pictures are what they are without the second
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    (only,) = (tmp_path / "one").iterdir()
+    assert (only.name, only.read_bytes()) == (paths[0].name, paths[0].read_bytes())
 
 
 def test_answers_go_to_the_standard_output(folder: Path, tmp_path: Path) -> None:
     Image.new("L", (50, 20), 200).save(tmp_path / "grey.png")
-    one = _run(folder, "--prompt", "w1 w2", "--max-tokens", 4)
-    assert one.exit_code == 0, one.output
-    assert len(one.stdout.strip().split("\n")[0]) > 0
-    asked = _run(
-        folder, "--image", tmp_path / "grey.png", "--prompt", "w1", "--prompt", "w2", "--max-tokens", 4
-    )
-    assert asked.exit_code == 0, asked.output
-    assert asked.stdout.startswith("> w1\n")
-    assert "\n> w2\n" in asked.stdout
-    assert "cut after 4 tokens" in asked.stderr
+    picture = ("--image", tmp_path / "grey.png")
+    result = _run(folder, *picture, "--prompt", "w1", "--prompt", "w2", "--max-tokens", 4)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("> w1\n")
+    assert "\n> w2\n" in result.stdout
+    assert "cut after 4 tokens" in result.stderr
 
 
 @pytest.mark.parametrize(
