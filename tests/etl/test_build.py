@@ -27,6 +27,7 @@ from raw_data import (
 from janus.tokens import load_tokenizer
 from pipelines.stages.order import plan_rows
 from pipelines.tables import read_table
+from shards.check import verify_folder
 from shards.manifest import load_manifest
 from shards.read import ShardSet
 
@@ -98,7 +99,7 @@ def test_polars_reads_all_shards_and_codes_are_there(built: Path) -> None:
     both = rows.filter(pl.col("prompt").str.to_lowercase().str.replace_all(r"\s+", " ") == "is 4 even?")
     assert both.height == 2
     assert both["split"].n_unique() == 1
-    assert ShardSet.open(built / "shards").verify() == []
+    assert verify_folder(built / "shards") == []
 
 
 def test_special_tokens_spelled_in_texts_stay_text(built: Path, sample_data: Path) -> None:
@@ -152,7 +153,7 @@ def test_webdataset_holds_the_same_samples(built: Path, raw: Path, sample_data: 
     for split, task in arrow.splits_tasks():
         one, other = arrow.rows(split, task), tar.rows(split, task)
         assert len(one) == len(other)
-        assert all(one.read(i) == other.read(i) for i in range(len(one)))
+        assert all(one.read(i).sha256 == other.read(i).sha256 for i in range(len(one)))
 
 
 def test_too_many_rejects_stop_the_build(tmp_path: Path, sample_data: Path) -> None:

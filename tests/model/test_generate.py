@@ -181,7 +181,7 @@ def test_pictures_are_files_that_say_what_made_them(folder: Path, tmp_path: Path
         assert picture.size == (SIDE, SIDE)
         facts = {"prompt": captions[number // 2], "seed": "9", "model": str(folder), "number": str(number)}
         assert facts.items() <= picture.text.items()
-    assert "pictures: 32 of 32 steps" in result.stderr
+    assert "pictures: 32 steps in" in result.stderr
     assert len({path.read_bytes() for path in paths}) == 4
     result = _run(folder, "--draw", captions[0], "--batch", 1, "--seed", 9, "--out", tmp_path / "one")
     assert result.exit_code == 0, result.output
