@@ -13,7 +13,7 @@ from click.testing import CliRunner
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--freeze`: write tests/house/frozen.json anew. `--disturbed`: kernels share their work otherwise."""
     parser.addoption("--freeze", action="store_true", help="freeze the numbers that test_frozen.py compares")
-    parser.addoption("--disturbed", action="store_true", help="one thread for each kernel: sums in other parts")
+    parser.addoption("--disturbed", action="store_true", help="one thread a kernel: sums in other parts")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus.checkpoint.layouts import to_transformers
-from janus.checkpoint.open import Checkpoint, find_weights, open_checkpoint
+from janus.checkpoint.open import Checkpoint, open_checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.images import ImagePreparation
@@ -185,10 +185,9 @@ def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
                 "(organisation/model)"
             )
         folder = _download(name)
-    weights = find_weights(folder)
-    if weights is None:
+    checkpoint = open_checkpoint(folder)
+    if checkpoint is None:
         return ModelFolder(name, _tiny(tokenizer or folder), path=folder)
-    checkpoint = open_checkpoint(folder, weights)
     _check_companions(checkpoint.config, folder)
     return ModelFolder(name, checkpoint.config, checkpoint, folder)
 

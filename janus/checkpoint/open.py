@@ -36,27 +36,14 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
 
 
-def find_weights(folder: Path) -> Path | None:
-    """The file of weights, or the index of their parts; None where there are none.
-
-    Raises UserError where there are parts and no index.
-    """
-    for name in WEIGHT_FILES:
-        for path in (folder / name, folder / f"{name}.index.json"):
-            if path.is_file():
-                return path
-    parts = sorted([*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin")])
-    if parts:
-        name = next(name for name in WEIGHT_FILES if name.endswith(parts[0].suffix))
-        raise UserError(f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it")
-    return None
-
-
-def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
-    """Open a folder whose weights `find_weights` gave.
+def open_checkpoint(folder: Path) -> Checkpoint | None:
+    """Open a folder; None where it has no weights.
 
     Raises UserError for whatever is missing, broken, or does not fit together.
     """
+    weights = _find_weights(folder)
+    if weights is None:
+        return None
     path = folder / "config.json"
     content = read_json(path, "a checkpoint needs it")
     layout = LAYOUTS.get(str(content.get("model_type")))
@@ -75,6 +62,19 @@ def open_checkpoint(folder: Path, weights: Path) -> Checkpoint:
         tensors = from_deepseek_names(tensors, parameter_shapes(config))
     _check_tensors(config, tensors, weights, layout)
     return Checkpoint(layout, content, config, tensors)
+
+
+def _find_weights(folder: Path) -> Path | None:
+    """The file of weights, or the index of their parts. Raises UserError for parts without an index."""
+    for name in WEIGHT_FILES:
+        for path in (folder / name, folder / f"{name}.index.json"):
+            if path.is_file():
+                return path
+    parts = sorted([*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin")])
+    if parts:
+        name = next(name for name in WEIGHT_FILES if name.endswith(parts[0].suffix))
+        raise UserError(f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it")
+    return None
 
 
 def _parts(index: Path) -> list[Path]:

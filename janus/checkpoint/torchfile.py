@@ -66,13 +66,13 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
             )
         try:
             with zipfile.ZipFile(file) as archive:
-                return _Archive(path, archive, file).tensors()
+                return _TensorUnpickler(path, archive, file).tensors()
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: not a whole torch file ({error}); fetch or copy it again") from error
 
 
-class _Archive:
-    """The open zip."""
+class _TensorUnpickler(pickle.Unpickler):
+    """The open zip. Its pickle finds a handful of names; none does anything but describe a tensor."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, file: io.BufferedReader) -> None:
         self.path, self.file = path, file
@@ -84,7 +84,7 @@ class _Archive:
         order = f"{self.prefix}byteorder"
         if order in self.members and archive.read(order) != b"little":
             raise self.error("written on a big-endian machine; save it again on a little-endian one")
-        self.pickle = archive.read(pickles[0])
+        super().__init__(io.BytesIO(archive.read(pickles[0])))
 
     def error(self, problem: str) -> UserError:
         """The error that names this file."""
@@ -93,7 +93,7 @@ class _Archive:
     def tensors(self) -> dict[str, StoredTensor]:
         """The state dict."""
         try:
-            content = _TensorUnpickler(self).load()
+            content = self.load()
         except UserError:
             raise
         except Exception as error:  # a broken pickle fails in any of pickle's ways
@@ -137,14 +137,6 @@ class _Archive:
         offset = storage.offset + start * DTYPES[storage.dtype].itemsize
         return _View(storage.dtype, shape, offset)
 
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Knows a handful of names, none of which does anything but describe a tensor."""
-
-    def __init__(self, archive: _Archive) -> None:
-        super().__init__(io.BytesIO(archive.pickle))
-        self.archive = archive
-
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name. Made anew each time: a pickle can set attributes on what it is given."""
         if module == "torch" and name in STORAGES:
@@ -152,10 +144,10 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *described: self.archive.tensor(*described)
+            return lambda *described: self.tensor(*described)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, requires_grad, hooks: tensor
-        raise self.archive.error(
+        raise self.error(
             f"its pickle asks for {module}.{name}, which no tensor needs; refused, nothing was run; "
             "use a file that holds only tensors, from a source you trust"
         )
@@ -164,5 +156,5 @@ class _TensorUnpickler(pickle.Unpickler):
         """The storage that a tensor names."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or dtype not in DTYPES:
-            raise self.archive.error(f"its pickle names a {kind} of {dtype}; expected only tensors")
-        return self.archive.storage(dtype, str(key), int(count))
+            raise self.error(f"its pickle names a {kind} of {dtype}; expected only tensors")
+        return self.storage(dtype, str(key), int(count))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from janus.common.graph_cache import Graphs, network_graphs
+from janus.common.graph_cache import network_graphs
 from janus.prompts import image_index, unconditional
 from janus.tokens import SpecialTokens
 
@@ -175,38 +175,27 @@ class Generator:
 
     def _decoder(self, task: str, rows: int, prompts: Sequence[np.ndarray], new_tokens: int) -> _Decoder:
         """The compiled network for prompts up to this long; kept for the next time."""
+        from janus.generate.decode import CachedLlama, Prefill, Step
+
         length = _round_up(max(map(len, prompts)))
         slots = _round_up(length + new_tokens)
-        key = (task, length, slots)
-        if key not in self._decoders:
-            self._decoders[key] = _Decoder(
-                self._model, self._special, task, rows, length, slots, self._graphs
-            )
-        return self._decoders[key]
+        if (task, length, slots) not in self._decoders:
+            cached = CachedLlama(self._model, rows, slots)
+            calls: list[Any] = [kind(self._model, task, cached) for kind in (Prefill, Step)]
+            if self._graphs is not None:
+                name = f"{task}, {rows} rows of {slots} slots"
+                calls = [self._graphs.compile(cell, f"{type(cell).__name__} {name}") for cell in calls]
+            self._decoders[task, length, slots] = _Decoder(self._special, rows, length, *calls)
+        return self._decoders[task, length, slots]
 
 
 class _Decoder:
     """`Prefill` and `Step`, compiled, between arrays; keeps the position of each row."""
 
-    def __init__(
-        self,
-        model: Janus,
-        special: SpecialTokens,
-        task: str,
-        rows: int,
-        length: int,
-        slots: int,
-        graphs: Graphs | None,
-    ) -> None:
-        from janus.generate.decode import CachedLlama, Prefill, Step
-
-        self._special, self._task, self._rows, self._length = special, task, rows, length
+    def __init__(self, special: SpecialTokens, rows: int, length: int, prefill: Any, step: Any) -> None:
+        self._special, self._rows, self._length = special, rows, length
+        self._prefill, self._step = prefill, step
         self._positions_B: np.ndarray = np.zeros(rows, np.int32)
-        cached = CachedLlama(model, rows, slots)
-        compiled: Any = (lambda cell, name: cell) if graphs is None else graphs.compile
-        name = f"{task}, {rows} rows of {slots} slots"
-        self._prefill = compiled(Prefill(model, task, cached), f"prefill {name}")
-        self._step = compiled(Step(model, task, cached), f"step {name}")
 
     def prefill(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Logits (B, V) of each prompt's first new token."""
@@ -219,9 +208,9 @@ class _Decoder:
         ids_P = ids_BS.reshape(-1)
         states_B = np.arange(self._rows) * self._length + self._positions_B - 1
         arrays = [ids_P, states_B.astype(np.int32)]
-        if self._task == "vqa":
-            arrays.append(image_index(ids_P, self._special.image_placeholder))
-            arrays.append(np.stack([prompt.pixels for prompt in prompts if prompt.pixels is not None]))
+        pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
+        if pixels:
+            arrays += [image_index(ids_P, self._special.image_placeholder), np.stack(pixels)]
         return self._prefill(*map(Tensor, arrays)).asnumpy()
 
     def step(self, tokens_B: np.ndarray) -> np.ndarray:

@@ -25,25 +25,34 @@ from janus.model.loss import SummedCrossEntropy, TaskLoss
 from trainer.stream.shapes import pack
 
 
+def _reference(folder: Path, layout: str) -> Path:
+    """The reference cases with the weights of one layout alone."""
+    for name in ("cases.safetensors", "cases.json", layout):
+        (folder / name).symlink_to(GOLDEN / "tiny" / name)
+    return folder
+
+
 @needs_shared
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
-def test_verify_passes_on_the_reference_cases(mode: str) -> None:
-    result = CliRunner().invoke(main, ["verify", str(GOLDEN / "tiny"), "--mode", mode])
+@pytest.mark.parametrize(("mode", "layout"), [("graph", "hf-format"), ("pynative", "deepseek-format")])
+def test_verify_passes_on_the_reference_cases(mode: str, layout: str, tmp_path: Path) -> None:
+    """That the layouts hold the same tensors, tests/checkpoint says."""
+    result = CliRunner().invoke(main, ["verify", str(_reference(tmp_path, layout)), "--mode", mode])
     assert result.exit_code == 0, result.output
     assert "all within tolerance" in result.output
     for quantity in ("text.loss", "vqa.siglip_features", "t2i.image_tokens that differ", "t2i.grad_norms"):
-        assert quantity in result.output
+        assert f"{layout:16} {quantity}" in result.output
 
 
 @needs_shared
 def test_verify_exits_1_when_a_weight_is_off(tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN / "tiny", tmp_path / "tiny", copy_function=shutil.copyfile)
-    shutil.rmtree(tmp_path / "tiny" / "deepseek-format", ignore_errors=True)
-    path = tmp_path / "tiny" / "hf-format" / "model.safetensors"
+    folder = _reference(tmp_path, "hf-format")
+    (folder / "hf-format").unlink()
+    shutil.copytree(GOLDEN / "tiny" / "hf-format", folder / "hf-format", copy_function=shutil.copyfile)
+    path = folder / "hf-format" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.aligner.fc1.bias"] = tensors["model.aligner.fc1.bias"] + 0.01
     save_file(tensors, path)
-    result = CliRunner().invoke(main, ["verify", str(tmp_path / "tiny")])
+    result = CliRunner().invoke(main, ["verify", str(folder), "--mode", "pynative"])
     assert result.exit_code == 1
     assert "vqa.aligned_features" in result.output
     assert "TOO FAR" in result.output
