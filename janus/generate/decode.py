@@ -22,22 +22,16 @@ from janus.model.llama import MASKED, Angles, Layer
 
 
 class CachedLlama(nn.Cell):
-    """The Llama's layers and the keys and values of `rows` samples of at most `slots` tokens."""
+    """The Llama, with keys and values of `rows` samples of at most `slots` tokens, and a task's head."""
 
-    def __init__(self, model: Janus, rows: int, slots: int) -> None:
+    def __init__(self, model: Janus, task: str, rows: int, slots: int) -> None:
         super().__init__(auto_prefix=False)
         config = model.config.text
         self.llama, self.rows, self.slots, self.heads = model.language_model, rows, slots, config.num_heads
+        self.head = model.generation_head if task == "t2i" else model.lm_head
         shape = (rows * config.num_heads * slots, config.head_size)
-        self.keys, self.values = (
-            ParameterTuple(
-                [
-                    Parameter(Tensor(np.zeros(shape, np.float32)), name=f"{name}.{i}", requires_grad=False)
-                    for i in range(config.num_layers)
-                ]
-            )
-            for name in ("key_cache", "value_cache")
-        )
+        self.keys = ParameterTuple([_zeros(f"key_cache.{i}", shape) for i in range(config.num_layers)])
+        self.values = ParameterTuple([_zeros(f"value_cache.{i}", shape) for i in range(config.num_layers)])
         self.first_slot_BH = Tensor(np.arange(rows * config.num_heads, dtype=np.int32) * slots)
 
     def construct(
@@ -69,14 +63,21 @@ class CachedLlama(nn.Cell):
         mixed_BHSK = attention.core(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)[0]
         return layer.finish(x_PD, attention.o_proj(join_heads(mixed_BHSK)))
 
+    def logits(self, states_BD: Tensor) -> Tensor:
+        """(B, V), float32."""
+        return self.head(self.llama.norm(states_BD)).astype("float32")
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+
 
 class Prefill(nn.Cell):
-    """Fills the cache with prompts. task: "text", "vqa" or "t2i", of which the last answers in codes."""
+    """Fills the cache with prompts. task: "text", "vqa" or "t2i"; the answer to the last is codes."""
 
     def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
         self.task, self.cached, self.llama = task, cached, model.language_model
-        self.head = model.generation_head if task == "t2i" else model.lm_head
         if task == "vqa":
             self.vision_model, self.aligner = model.vision_model, model.aligner
 
@@ -94,7 +95,7 @@ class Prefill(nn.Cell):
         slots_R = (self.cached.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
         mask_BHSS = self.llama.mask(ops.ones((rows, length), embeds_PD.dtype))
         hidden_PD = self.cached(embeds_PD, ops.tile(positions_S, (rows,)), slots_R, mask_BHSS, True)
-        return self.head(self.llama.norm(ops.gather(hidden_PD, state_rows_B, 0))).astype("float32")
+        return self.cached.logits(ops.gather(hidden_PD, state_rows_B, 0))
 
 
 class Step(nn.Cell):
@@ -102,9 +103,8 @@ class Step(nn.Cell):
 
     def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.cached, self.llama = cached, model.language_model
+        self.cached = cached
         self.embed = model.embed_codes if task == "t2i" else model.language_model.embed_tokens
-        self.head = model.generation_head if task == "t2i" else model.lm_head
         self.slot_numbers_1C = Tensor(np.arange(cached.slots, dtype=np.int32)[None])
 
     def construct(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
@@ -114,5 +114,4 @@ class Step(nn.Cell):
         slots_R = self.cached.first_slot_BH + ops.tile(positions_B1, (1, heads)).reshape(-1)
         hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
         mask_BH1C = ops.tile(hidden_BC.reshape(rows, 1, 1, slots), (1, heads, 1, 1))
-        states_BD = self.cached(self.embed(tokens_B), positions_B, slots_R, mask_BH1C, False)
-        return self.head(self.llama.norm(states_BD)).astype("float32")
+        return self.cached.logits(self.cached(self.embed(tokens_B), positions_B, slots_R, mask_BH1C, False))

@@ -180,7 +180,7 @@ class Generator:
         length = _round_up(max(map(len, prompts)))
         slots = _round_up(length + new_tokens)
         if (task, length, slots) not in self._decoders:
-            cached = CachedLlama(self._model, rows, slots)
+            cached = CachedLlama(self._model, task, rows, slots)
             calls: list[Any] = [kind(self._model, task, cached) for kind in (Prefill, Step)]
             if self._graphs is not None:
                 name = f"{task}, {rows} rows of {slots} slots"

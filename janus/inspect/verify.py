@@ -14,13 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from janus import device
-from janus.checkpoint.folder import ModelFolder, open_model
+from janus.checkpoint.folder import open_model
 from janus.checkpoint.names import deepseek_name
 from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
@@ -92,16 +93,11 @@ def verify(folder: Path, mode: str = "graph") -> Iterator[tuple[str, Check]]:
     cases = open_cases(folder)
     for layout in LAYOUTS:
         if (folder / layout).is_dir():
-            for check in _checks(open_model(str(folder / layout)), cases, compile_):
-                yield layout, check
-
-
-def _checks(folder: ModelFolder, cases: Cases, compile_: Any) -> Iterator[Check]:
-    model = folder.build()
-    yield from _vision_checks(model, cases.arrays, compile_)
-    yield from _vq_checks(folder.build_vq(len(cases.arrays["image_uint8"])), cases.arrays, compile_)
-    for task in TASKS:
-        yield from _task_checks(model, task, cases, compile_)
+            opened = open_model(str(folder / layout))
+            model, vq = opened.build(), opened.build_vq(len(cases.arrays["image_uint8"]))
+            checks = [_vision_checks(model, cases.arrays, compile_), _vq_checks(vq, cases.arrays, compile_)]
+            checks += [_task_checks(model, task, cases, compile_) for task in TASKS]
+            yield from ((layout, check) for check in chain.from_iterable(checks))
 
 
 def _vision_checks(model: Any, arrays: dict[str, np.ndarray], compile_: Any) -> Iterator[Check]:
