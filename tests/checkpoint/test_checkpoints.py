@@ -214,24 +214,11 @@ def test_keys_that_do_not_fit_are_listed(originals: dict[str, Path], transformer
     assert set(error.value.details) == problems | {"lm_head.weight is (1,), expected (128, 32)"}
     assert f"… and {len(problems) + 1 - 10} more" in error.value.message
     assert sum(f"{problem};" in error.value.message for problem in error.value.details) == 9
-
-
-def test_shapes_of_another_model_are_refused(transformers: Path, originals: dict[str, Path]) -> None:
-    config = transformers / "config.json"
-    text = json.loads(config.read_text())["text_config"]
-    _edit(config, text_config=text | {"intermediate_size": 64})
-    message = _refusal(transformers)
-    assert "gate_proj.weight is (48, 32), expected (64, 32)" in message
-    assert message.endswith("use the config.json and weights of one model")
+    assert error.value.message.endswith("use the config.json and weights of one model")
 
 
 @pytest.mark.parametrize(
-    ("part", "field"),
-    [
-        ("language_config", "hidden_size"),
-        ("language_config", "num_hidden_layers"),
-        ("vision_config", "image_size"),
-    ],
+    ("part", "field"), [("language_config", "num_hidden_layers"), ("vision_config", "image_size")]
 )
 def test_a_deepseek_config_that_contradicts_its_weights_is_refused(
     deepseek: Path, part: str, field: str

@@ -61,14 +61,14 @@ def test_a_checkpoint_is_described(name: str, layout: str) -> None:
     assert f"parameters: {sum(found['parameters'].values()):,}" in text
 
 
-def test_weights_gradients_and_moments_follow_from_what_a_stage_trains() -> None:
+def test_a_stage_keeps_gradients_and_moments_of_what_it_trains() -> None:
     parts = _parts(TOY)
     for stage in (1, 2, 3):
         needed = stage_bytes(TOY, parts, stage, LOAD, train_gen_embed=True)
         trained = sum(parts[part] for part in trained_parts(stage, True))
-        assert needed["weights"] == 4 * (sum(parts.values()) - parts["vq"])
-        assert (needed["gradients"], needed["moments"], needed["casts"]) == (4 * trained, 8 * trained, 0)
-        assert needed["total"] == needed["weights"] + 12 * trained + needed["activations"]
+        assert (
+            needed["total"] == 4 * (sum(parts.values()) - parts["vq"]) + 12 * trained + needed["activations"]
+        )
     half = stage_bytes(TOY, parts, 3, replace(LOAD, dtype="bfloat16"), train_gen_embed=True)
     assert (half["casts"], 2 * half["activations"]) == (needed["weights"] // 2, needed["activations"])
 
