@@ -23,36 +23,36 @@ def main() -> None:
     "--config",
     "recipe",
     metavar="FILE|NAME",
-    help="A YAML file of the options below (`learning_rate: 1e-4`), or the name of a recipe that comes "
-    "with the program: text, vqa, t2i, mixed, radiology, sample, demo. Options on the command line override "
-    "it.",
+    help="A YAML file of the options below (`learning_rate: 1e-4`), or a shipped recipe: text, vqa, t2i, "
+    "mixed, radiology, sample, demo. Options on the command line override it.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Resume the run in --out from its newest whole checkpoint, with that run's options.",
+    help="Resume the run in --out from its newest whole checkpoint, with its options.",
 )
 @click.option(
     "--resume-with",
     "accepted",
     metavar="FIELD",
     multiple=True,
-    help="Accept that this field differs from the run that is resumed, so that its numbers will too. May be "
-    "repeated; is recorded.",
+    help="Accept that this field differs from the resumed run, which changes its numbers; the run records "
+    "it. May be repeated.",
 )
 @add_options(TrainConfig, only_given=True)
 def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: Any) -> None:
     """Train on a folder of shards.
 
-    SIGTERM and Ctrl-C save after the step and end with 0 and 130; a second Ctrl-C ends at once.
+    SIGTERM and Ctrl-C save after the current step and exit with 0 and 130; a second Ctrl-C exits at once.
     """
-    if recipe is None and resume and (Path(given.get("out", "")) / CONFIG).is_file():
-        recipe = str(Path(given["out"]) / CONFIG)
-    config = resolve({**(load_recipe(recipe) if recipe else {}), **given})
+    own = Path(given.get("out", "")) / CONFIG
+    if recipe is None and resume and own.is_file():
+        recipe = str(own)
+    config = resolve((load_recipe(recipe) if recipe else {}) | given)
     if accepted and not resume:
         raise UserError("--resume-with: is for --resume")
     with StopSignals() as stop:
-        from trainer.train import train as run
+        from trainer.train import train as run  # with signals blocked before any thread starts
 
         run(config, stop, resume, accepted)
     raise SystemExit(stop.exit_code)
@@ -69,8 +69,8 @@ def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: 
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write a page and PNGs that show how runs went.
 
-    Loss per task with validation, learning rate, gradient norm, rates, padding, waiting, memory. A run in
-    progress is shown up to its last step; several are laid over each other.
+    They show training and validation loss, learning rate, gradient norm, rates, padding, waiting and memory.
+    A run in progress is shown up to its last step; several runs share the charts.
     """
     from trainer.report.page import progress_line, write_report
 
@@ -88,8 +88,8 @@ def evaluate(out: Path, **options: Any) -> None:
 
     \b
     text   loss and token accuracy
-    vqa    and exact match and token F1 of greedy answers, closed (yes, no) and open questions apart,
-           compared with always giving the commonest training answer
+    vqa    also exact match and token F1 of greedy answers, for closed (yes, no) and open questions,
+           against a baseline that always gives the commonest training answer
     t2i    loss and token accuracy of the image tokens, and a grid of pictures
     PubMedQA  accuracy and macro F1 on its published test list (--pubmedqa-test)
 

@@ -1,14 +1,13 @@
-"""Every option of the trainer's commands: name, default, help and what it accepts.
+"""Every option of the trainer's commands: name, default, help and accepted values.
 
-The command line and the YAML keys of `trainer train` are both made from the fields of `TrainConfig`. A value
-that is not given comes from the YAML recipe, else from the stage's row of the report
-(`janus/model/stages.py`), else from the defaults here.
+The fields of `TrainConfig` are both the options and the YAML keys of `trainer train`. An option overrides the
+recipe, a recipe the stage's defaults (`janus/model/stages.py`), and those the defaults here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,37 +28,37 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class TaskCounts(click.ParamType):
-    """`5:1:4`, in the order vqa:text:t2i; `vqa=100,t2i=80`; or a YAML mapping. Gives a dict."""
+    """`5:1:4` (vqa:text:t2i), `vqa=100,t2i=80` or a YAML mapping, as a dict."""
 
-    name = "vqa:text:t2i"
+    name = "V:T:I"
     takes_lists = True
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Raises click.BadParameter naming what was expected."""
+        text = value if isinstance(value, str) else ""
         if isinstance(value, Mapping):
-            pairs = [(str(name).strip(), str(count)) for name, count in value.items()]
-        elif isinstance(value, str) and "=" in value:
-            parts = [part.partition("=") for part in value.split(",") if part.strip()]
-            pairs = [(name.strip(), count) for name, _, count in parts]
-        elif isinstance(value, str) and value.count(":") == len(TASK_ORDER) - 1:
-            pairs = list(zip(TASK_ORDER, value.split(":"), strict=True))
+            pairs = list(value.items())
+        elif "=" in text:
+            pairs = [part.partition("=")[::2] for part in text.split(",") if part.strip()]
+        elif text.count(":") == len(TASK_ORDER) - 1:
+            pairs = list(zip(TASK_ORDER, text.split(":"), strict=True))
         else:
             self.fail(f"expected 5:1:4 (vqa:text:t2i) or vqa=5,text=1,t2i=4, got {value!r}", param, ctx)
         counts: dict[str, int] = {}
-        for name, count in pairs:
+        for name, count in ((str(name).strip(), str(count).strip()) for name, count in pairs):
             if name not in TASK_ORDER or name in counts:
                 self.fail(f"expected {', '.join(TASK_ORDER)}, each at most once, got {name!r}", param, ctx)
-            counts[name] = _COUNT(count.strip())
+            counts[name] = _COUNT(count)
         return counts
 
 
 _COUNT = click.IntRange(min=0)
 _SIZE = click.IntRange(min=1)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+_SCHEDULE = click.Choice(["constant", "cosine", "linear"])
 _DECAY = click.FloatRange(min=0, max=1, max_open=True)
-_SEED = click.IntRange(min=0)
 
-# An option is part of the key of kept graphs unless it says that it reaches a graph as an argument alone.
+# in_graph: whether the option is part of a kept graph's key. Arguments of a graph are not.
 _what = partial(option, group="What to train", in_graph=True)
 _data = partial(option, group="Data", in_graph=False)
 _rule = partial(option, group="Optimizer", in_graph=True)
@@ -70,18 +69,14 @@ _compute = partial(option, group="Computation", in_graph=True)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run, everything resolved. Made by `resolve`; the field's metadata holds its help."""
+    """The resolved options of one training run, made by `resolve`."""
 
     task: str = _what("mixed", "What to train on.", click.Choice([*TASKS, "mixed"]))
     stage: int = _what(
-        3,
-        "1: both aligners and the image head; 2: and the language model; 3: and the vision encoder.",
-        click.Choice(list(STAGES)),
+        3, "1: aligners and image head; 2: also the language model; 3: also SigLIP.", click.Choice([*STAGES])
     )
     train_gen_embed: bool = _what(
-        True,
-        "Train the embedding table of generated images too. The report does not say; a table that has never "
-        "been trained can only be noise to the aligner behind it.",
+        True, "Train the embedding table of generated images too; untrained, it is noise to its aligner."
     )
     model: str = _what(
         "tiny", "A model folder, or a preset with random weights.", metavar="DIR|PRESET", in_graph=False
@@ -94,41 +89,30 @@ class TrainConfig:
         "Samples of vqa:text:t2i in every mixed step, in this order, exactly; 0 leaves a task out.",
         TaskCounts(),
         shown="the stage's: 1:0:3, 2:3:5, 5:1:4",
-        metavar="V:T:I",
     )
     samples: Mapping[str, int] = _data(
         {},
-        "Use only this many samples per task, for example vqa=100,text=20,t2i=80: always the same ones, by "
-        "the hash of their id. A mixed run then takes its ratio from them, and only the tasks named.",
+        "Use only this many samples per task (vqa=100,text=20,t2i=80), chosen by the hash of their id. A "
+        "mixed run then trains the named tasks, in the ratio of these numbers.",
         TaskCounts(),
         shown="all",
         metavar="TASK=N,…",
     )
-    max_length: int = _data(
-        1024, "Longest sample in tokens. A longer one stops the start; none is cut.", _SIZE
-    )
+    max_length: int = _data(1024, "Tokens of a sample, at most: longer ones are refused, never cut.", _SIZE)
     null_prompt_prob: float = _data(
         0.1, "Probability that a t2i sample's prompt is nulled, for classifier-free guidance.", _DECAY
     )
 
     steps: int = _step(100, "Optimizer steps.", _SIZE)
     batch_size: int = _step(
-        10,
-        "Samples per step, all tasks together; a multiple of the ratio's sum.",
-        _SIZE,
-        shown="the smallest such multiple from 8 on",
+        10, "Samples per step, all tasks; a multiple of the ratio's sum.", _SIZE, shown="smallest from 8 on"
     )
-    micro_batch: int = _step(8, "Samples that go through a graph at a time, at most.", _SIZE)
+    micro_batch: int = _step(8, "Samples in a micro-batch, at most.", _SIZE)
     learning_rate: float = _step(
-        STAGES[3].learning_rate,
-        "Peak learning rate.",
-        _ABOVE_ZERO,
-        shown="the stage's: 1e-3, 1e-4, 4e-5",
+        STAGES[3].learning_rate, "Peak learning rate.", _ABOVE_ZERO, shown="the stage's: 1e-3, 1e-4, 4e-5"
     )
     schedule: str = _step(
-        "constant",
-        "Learning rate after the warm-up: constant, or down to zero over the remaining steps.",
-        click.Choice(["constant", "cosine", "linear"]),
+        "constant", "Learning rate after warm-up: constant, or decaying to zero by the end.", _SCHEDULE
     )
     warmup_steps: int = _step(
         STAGES[3].warmup_steps,
@@ -140,38 +124,29 @@ class TrainConfig:
     beta2: float = _rule(0.95, "AdamW's decay of the second moment.", _DECAY)
     eps: float = _step(1e-8, "AdamW's epsilon.", _ABOVE_ZERO)
     weight_decay: float = _step(0.0, "AdamW's decoupled weight decay.", click.FloatRange(min=0))
-    clip_norm: float = _step(1.0, "Largest global norm of the gradient.", _ABOVE_ZERO)
+    clip_norm: float = _step(1.0, "Clip the gradient to this global norm.", _ABOVE_ZERO)
     skip_nonfinite: int = _step(
-        0,
-        "Steps that may be discarded because their loss or gradient is not finite; one more stops the run.",
-        _COUNT,
+        0, "Steps to discard because loss or gradient is not finite; one more stops the run.", _COUNT
     )
 
     out: str = _run("", "Folder of the run.", metavar="DIR", shown="outputs/TASK-001, the next free number")
-    seed: int = _run(0, "Seed of the order of samples and of the choice of nulled prompts.", _SEED)
-    save_every: int = _run(500, "Steps between checkpoints; 0: only the last step.", _COUNT)
-    keep: int = _run(3, "Checkpoints to keep, the newest.", _SIZE)
+    seed: int = _run(0, "Seed of the order of samples and the choice of nulled prompts.", _COUNT)
+    save_every: int = _run(500, "Steps between checkpoints; 0: only after the last step.", _COUNT)
+    keep: int = _run(3, "Keep this many checkpoints, the newest.", _SIZE)
     log_every: int = _run(1, "Steps between log lines.", _SIZE)
-    tensorboard: bool = _run(False, "Write TensorBoard event files beside metrics.jsonl too.")
+    tensorboard: bool = _run(False, "Write TensorBoard event files as well as metrics.jsonl.")
     eval_every: int = _run(
-        0,
-        "Steps between validations, each with a small evaluation: answers to 8 held-out questions, accuracy "
-        "of image tokens. 0: the loss alone, before and after.",
-        _COUNT,
+        0, "Steps between validations with a small evaluation; 0: only losses, before and after.", _COUNT
     )
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
 
-    mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers.", MODE)
+    mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers up to rounding.", MODE)
     device: str = _compute("auto", "Where to compute.", DEVICE)
     dtype: str = _compute(
-        "float32",
-        "What forward and backward compute in (bfloat16: Ascend only). Weights and moments are float32.",
-        DTYPE,
+        "float32", "Of forward and backward; bfloat16 needs Ascend. Weights and moments are float32.", DTYPE
     )
     gradient_checkpointing: bool = _compute(
-        False,
-        "Compute each layer again in the backward instead of keeping its activations: less memory, about a "
-        "third more time.",
+        False, "Recompute each layer's activations in the backward: less memory, about a third more time."
     )
 
     @property
@@ -185,14 +160,14 @@ class TrainConfig:
         return trained_parts(self.stage, self.train_gen_embed)
 
     def asdict(self) -> dict[str, Any]:
-        """Plain values, as config.yaml holds them and `resolve` takes them back."""
+        """Plain values for config.yaml; `resolve` takes them back."""
         plain = asdict(self)
         for name in ("ratio", "samples"):
             plain[name] = {task: plain[name][task] for task in TASK_ORDER if task in plain[name]}
         return {**plain, "sources": list(self.sources)}
 
     def in_graphs(self) -> dict[str, Any]:
-        """The options that decide a compiled graph beyond sources and arguments' shapes: part of its key."""
+        """The options that decide a compiled graph besides sources and its arguments' shapes."""
         values = self.asdict()
         return {name: values[name] for name, entry in FIELDS.items() if entry.metadata["in_graph"]}
 
@@ -202,66 +177,50 @@ FIELDS = option_fields(TrainConfig)
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate, and on what. out: the folder whose `eval/` gets the results."""
+    """The options of `trainer eval`. out: the folder whose `eval/` gets the results."""
 
     out: Path
     model: str = option(None, "Evaluate this model.", metavar="DIR|HUB_ID", shown="OUT's newest checkpoint")
     shards: Path = option(None, "Folder of shards.", FOLDER, shown="what OUT was trained on")
-    split: str = option(
-        "validation", "Split to evaluate; neither is trained on.", click.Choice(list(SPLITS[1:]))
-    )
+    split: str = option("validation", "Held-out split to evaluate.", click.Choice(SPLITS[1:]))
     samples: int = option(
-        500, "Samples of each task, at most: always the same ones, by the hash of their id.", _SIZE
+        500, "Samples of each task, at most; always the same ones, by the hash of their id.", _SIZE
     )
     pubmedqa_test: Path | None = option(
-        None,
-        "PubMedQA's test_ground_truth.json: answer its questions with yes, no or maybe, by likelihood.",
-        FILE,
+        None, "PubMedQA's test_ground_truth.json: answer yes, no or maybe, whichever is likeliest.", FILE
     )
-    pictures: int = option(4, "Held-out captions to draw, shown beside the pictures they belong to.", _COUNT)
+    pictures: int = option(4, "Held-out captions to draw, shown with their original pictures.", _COUNT)
     max_tokens: int = option(32, "Longest vqa answer in tokens.", _SIZE)
     batch: int = option(8, "Samples at a time.", _SIZE)
-    seed: int = option(0, "Seed of the drawn pictures.", _SEED)
+    seed: int = option(0, "Seed of the drawn pictures.", _COUNT)
     device: str = option("auto", "Where to compute.", DEVICE)
 
 
-def find_recipe(name_or_path: str) -> Path:
-    """A YAML file by its path, or a recipe that comes with the program by its name.
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file, or of a shipped recipe by its name.
 
-    Raises UserError naming the recipes there are.
+    Raises UserError naming file and field, or the shipped recipes if there is no such file.
     """
-    shipped = RECIPES / f"{name_or_path}.yaml"
-    for path in (Path(name_or_path), shipped):
+    for path in (Path(name_or_path), RECIPES / f"{name_or_path}.yaml"):
         if path.is_file():
-            return path
+            return read_options(path, TrainConfig)
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     raise UserError(f"--config {name_or_path}: no such file, nor one of the recipes {names}")
 
 
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """The values that a recipe gives, by name or path. Raises UserError naming file and field."""
-    return read_options(find_recipe(str(name_or_path)), TrainConfig)
-
-
 def resolve(given: Mapping[str, Any]) -> TrainConfig:
-    """The whole configuration from the values that were given (parsed; recipe and command line merged).
+    """The configuration from parsed values: a recipe's, overridden by the command line's.
 
     Raises UserError naming the fields that contradict each other.
     """
     stage = STAGES[given.get("stage", TrainConfig.stage)]
-    chosen = {"learning_rate": stage.learning_rate, "ratio": stage.ratio, **given}
-    # A short trial of stage 2 would otherwise end within its 5000 steps of warm-up.
-    steps = chosen.get("steps", TrainConfig.steps)
-    chosen.setdefault("warmup_steps", min(stage.warmup_steps, steps // 10))
-    config = TrainConfig(**chosen)
+    # At most a tenth: a short trial of stage 2 would otherwise end within its 5000 steps of warm-up.
+    warmup_steps = min(stage.warmup_steps, given.get("steps", TrainConfig.steps) // 10)
+    defaults = {"learning_rate": stage.learning_rate, "ratio": stage.ratio, "warmup_steps": warmup_steps}
+    config = TrainConfig(**{**defaults, **given})
     if "batch_size" not in given:
         ratio = step_ratio(config.task, config.ratio, config.samples)
-        config = TrainConfig(**chosen, batch_size=default_batch_size(ratio))
-    _check(config)
-    return config
-
-
-def _check(config: TrainConfig) -> None:
+        config = replace(config, batch_size=default_batch_size(ratio))
     counts = config.counts  # raises where the batch cannot hold the ratio
     if config.task != "mixed" and config.samples.get(config.task) == 0:
         raise UserError(f"samples: {config.task}=0 leaves nothing to train on")
@@ -270,3 +229,4 @@ def _check(config: TrainConfig) -> None:
             "stage: 1 trains nothing that text passes through; leave text out (--ratio 1:0:3) or use another"
         )
     check_dtype(config.dtype, config.device)
+    return config

@@ -7,33 +7,30 @@ for the first step:
     v ← β₂v + (1 − β₂)g²       v̂ = v / (1 − β₂ᵗ)
     p ← p − lr·λ·p − lr·m̂ / (√v̂ + ε)
 
-`ops.AdamWeightDecay` is one kernel for it, without the two corrections; `adamw_rates` brings them in through
-its arguments.
+`ops.AdamWeightDecay` is one kernel without the two corrections; `adamw_rates` puts them into its arguments.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-if TYPE_CHECKING:
-    from trainer.config import TrainConfig
-
+from trainer.config import TrainConfig
 
 Buffers = Sequence[tuple[Parameter, Parameter]]
-"""Weights that are trained, each with the buffer in which its gradient is summed."""
+"""Trained weights, each with the buffer in which its gradient is summed."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step `step` (1 is the first): linear warm-up, then constant, cosine or linear decay.
 
-    Warm-up reaches the peak at step `warmup_steps`; the first step is never zero. A decay would reach zero
-    one step after the last, so that every step has an effect.
+    Warm-up reaches the peak at step `warmup_steps`. Every step has an effect: the first rate is above zero,
+    and a decay reaches zero one step after the last.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if step <= warmup:
@@ -44,11 +41,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return peak * (1 - done)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def clip_factor(norm: float, clip_norm: float) -> float:
-    """What gradients of this norm are multiplied by, as torch's `clip_grad_norm_` has it."""
-    return min(1.0, clip_norm / (norm + 1e-6))
 
 
 def adamw_rates(step: int, rate: float, config: TrainConfig) -> tuple[float, float, float]:
@@ -63,22 +55,19 @@ class AdamW:
     """Moments, step count, and the graph that applies the summed gradients and empties their buffers."""
 
     def __init__(
-        self,
-        trained: Buffers,
-        numbers: Parameter,
-        config: TrainConfig,
-        compile: Callable[[nn.Cell, str], Any],
+        self, trained: Buffers, numbers: Parameter, config: TrainConfig, to_graph: Callable[..., Any]
     ) -> None:
-        """trained: weights and their gradients. numbers: emptied with the gradients."""
+        """numbers: emptied with the gradients. to_graph: makes a function of a Cell and its name."""
         self._config, self._step = config, 0
         update = _Update(trained, numbers, config)
         self._moments = (*update.m, *update.v)
-        self._update = compile(update, "update")
+        self._update = to_graph(update, "update")
 
     def apply(self, norm: float, rate: float) -> None:
-        """Clip by the gradients' norm and take one step at learning rate `rate`; does not wait."""
+        """Clip gradients of this global norm and take one step at learning rate `rate`; does not wait."""
         self._step += 1
-        factors = clip_factor(norm, self._config.clip_norm), *adamw_rates(self._step, rate, self._config)
+        clip = min(1.0, self._config.clip_norm / (norm + 1e-6))  # as torch's `clip_grad_norm_`
+        factors = clip, *adamw_rates(self._step, rate, self._config)
         self._update(*(Tensor(np.float32(factor)) for factor in factors))
 
     def state(self) -> dict[str, Tensor]:
@@ -89,12 +78,12 @@ class AdamW:
         """Take back what `state` gave."""
         self._step = int(tensors["step"].asnumpy()[0])
         for parameter in self._moments:
-            # Not set_data: a graph that has run keeps reading the old memory.
+            # Not set_data: a graph that has run goes on reading the old memory.
             ops.assign(parameter, tensors[parameter.name])
 
 
 class _Update(nn.Cell):
-    """Clip, AdamW, empty the buffers; letters as above."""
+    """Clip, AdamW, empty the buffers; letters as in the formulas above."""
 
     def __init__(self, trained: Buffers, numbers: Parameter, config: TrainConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -109,16 +98,15 @@ class _Update(nn.Cell):
         for i in range(len(self.p)):
             g = self.g[i] * clip
             self.adamw(self.p[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps, decay, g)
-            # Not zeros: they would stand in the graph as constants, one for every weight.
+            # Assigned zeros would be constants of the graph, one for every weight.
             ops.assign_sub(self.g[i], self.g[i])
         return ops.assign_sub(self.numbers, self.numbers)
 
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:
     """Parameters `PREFIX.NAME` of zeros, float32, in the weights' shapes."""
-
-    def zeros(weight: Parameter) -> Parameter:
-        values = Tensor.from_numpy(np.zeros(weight.shape, np.float32))
-        return Parameter(values, name=f"{prefix}.{weight.name}", requires_grad=False)
-
-    return list(map(zeros, weights))
+    zeros = [Tensor.from_numpy(np.zeros(weight.shape, np.float32)) for weight in weights]
+    return [
+        Parameter(values, name=f"{prefix}.{weight.name}", requires_grad=False)
+        for values, weight in zip(zeros, weights, strict=True)
+    ]

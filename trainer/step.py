@@ -1,7 +1,7 @@
-"""The compiled step: one graph a task (forward, backward, add up), then two that close it.
+"""The compiled step: a graph per task (forward, backward, add up), then `measure` and `update`.
 
-The first of the two measures the summed gradients; the host reads its four numbers, and says whether the
-second applies them (clipping, AdamW) or they are thrown away.
+`measure` gives summed losses and gradient norm. The host reads these four numbers before `update` applies the
+gradients (clipping, AdamW) or they are discarded.
 """
 
 # Shapes: see trainer/stream/shapes.py for a batch's arrays.
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -21,27 +21,24 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
-from janus.model.janus import part_of
+from janus.model.janus import Janus, part_of
 from janus.model.layers import CHAIN, column_sum
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
+from trainer.config import TrainConfig
 from trainer.evaluate.scores import Score, score_batch
 from trainer.optimizer import AdamW, zeros_like
+from trainer.stream.feed import StepData
 from trainer.stream.shapes import Batch
-
-if TYPE_CHECKING:
-    from janus.model.janus import Janus
-    from trainer.config import TrainConfig
-    from trainer.stream.feed import StepData
 
 GRAD_NORM = 3
 NUMBERS = {"text": 0, "vqa": 1, "t2i": 2, "grad_norm": GRAD_NORM}
-"""Where each task's summed loss, and the gradient's norm, lie in the tensor that is read."""
+"""Places of the tasks' summed losses and the gradient norm in the tensor that the host reads."""
 
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """What one step has added up: summed loss and supervised tokens of each task, norm before clipping."""
+    """Summed loss and supervised tokens of each task in one step; gradient norm before clipping."""
 
     loss_sum: dict[str, float]
     supervised: dict[str, int]
@@ -49,7 +46,7 @@ class StepNumbers:
 
     @property
     def finite(self) -> bool:
-        """Whether the step may be applied: every task's loss and the gradient's norm are finite."""
+        """Whether the step may be applied."""
         return all(map(math.isfinite, (*self.loss_sum.values(), self.grad_norm)))
 
 
@@ -57,7 +54,7 @@ class _Accumulate(nn.Cell):
     """Forward and backward of one task's micro-batch, added to the buffers."""
 
     def __init__(self, loss: TaskLoss, trained: Mapping[str, Parameter], numbers: Parameter) -> None:
-        """trained: names of the weights that are trained, and their buffers."""
+        """trained: gradient buffers by the names of their weights."""
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss = loss
@@ -71,7 +68,7 @@ class _Accumulate(nn.Cell):
         return loss_sum * scale, loss_sum
 
     def construct(self, scale: Tensor, *arrays: Tensor) -> Tensor:
-        """Add gradient and summed loss up; gives the running numbers."""
+        """Add up gradients and summed loss; returns the running numbers."""
         (_, loss_sum), gradients = self.gradients(scale, *arrays)
         for i in range(len(self.buffers)):
             ops.assign_add(self.buffers[i], gradients[i])
@@ -111,65 +108,63 @@ class TrainStep:
     """A network being trained: its graphs, gradient buffers and optimizer."""
 
     def __init__(self, model: Janus, tasks: Iterable[str], config: TrainConfig) -> None:
-        self.device = config.device
-        self._mode, self._sizes, self._parts = config.mode, model.config, config.trained_parts
-        self.graphs = _graphs(config, model)
+        """Set the device. Graphs are kept for the next start on CPU alone."""
+        device.use(config.device, config.dtype)
+        self._config, self._sizes = config, model.config
+        facts = {"options": config.in_graphs(), "network": asdict(model.config)}
+        self.graphs = Graphs(facts, graph_folder() if config.device == "CPU" else None)
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()
         losses = {task: TaskLoss(model, task, config.dtype) for task in tasks}
         used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
-        weights = [p for name, p in used.items() if part_of(name) in self._parts]
+        weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
         trained = list(zip(weights, zeros_like(weights, "gradient"), strict=True))
         self.trained = {weight.name: gradient for weight, gradient in trained}
-        self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
-        self.optimizer = AdamW(trained, self._numbers, config, self._compile)
-        self._measure = self._compile(_Measure(list(self.trained.values()), self._numbers), "measure")
-        self._evaluate = {
-            task: self._compile(TokenScores(loss), f"evaluate {task}") for task, loss in losses.items()
-        }
+        numbers = self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
+        graph = self._to_graph
+        self.optimizer = AdamW(trained, numbers, config, graph)
+        self._measure = graph(_Measure(list(self.trained.values()), numbers), "measure")
+        self._evaluate = {t: graph(TokenScores(loss), f"evaluate {t}") for t, loss in losses.items()}
         self._accumulate = {
-            task: self._compile(_Accumulate(loss, self.trained, self._numbers), f"accumulate {task}")
-            for task, loss in losses.items()
+            t: graph(_Accumulate(loss, self.trained, numbers), f"accumulate {t}")
+            for t, loss in losses.items()
         }
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing is added up yet."""
         self._supervised: Counter[str] = Counter()
         self._norm: float | None = None
 
-    def _compile(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
-        """The Cell as one graph; uncompiled where the mode is "pynative"."""
-        return cell if self._mode == "pynative" else self.graphs.compile(cell, name)
+    def _to_graph(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
+        return cell if self._config.mode == "pynative" else self.graphs.compile(cell, name)
 
     def flops(self, task: str, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
         spans = np.bincount(batch.segment_ids_BS.reshape(-1))[1:].tolist()  # samples may share a row
         images = batch.pixels_IHWC if task == "vqa" else batch.image_tokens_IT
         work = Work(batch.input_ids_P.size, spans, batch.labels_N.size, 0 if images is None else len(images))
-        return operations(self._sizes, task, work, self._parts)
+        return operations(self._sizes, task, work, self._config.trained_parts)
 
     def gradients(self, data: StepData) -> StepNumbers:
-        """Add up the gradients of a step's micro-batches, of the mean loss per supervised token."""
+        """Add up the gradients of a step: of its mean loss per supervised token. Waits for the device."""
         for task, batch in data.batches:
             self.accumulate(task, batch, 1.0 / data.supervised)
         return self.measure()
 
     def accumulate(self, task: str, batch: Batch, scale: float) -> None:
-        """Run one micro-batch forward and backward and add its gradient up; does not wait.
+        """Run one micro-batch forward and backward and add up the gradient of `scale` times its summed loss.
 
-        scale: 1 / supervised tokens of the whole step.
+        Does not wait.
         """
         self._supervised[task] += batch.supervised
-        self._accumulate[task](Tensor(np.float32(scale)), *_tensors(batch))
+        self._accumulate[task](Tensor(np.float32(scale)), *map(Tensor, batch.inputs))
 
     def measure(self) -> StepNumbers:
         """Losses and gradient norm of all micro-batches since the last step; waits for the device.
 
-        Nothing is applied yet: the caller looks at the numbers and calls `apply` or `discard`, so weights
-        never meet a gradient that is not finite. That costs one read of four floats a step. The device
-        waits for it no longer than for one launch, and the next step's data are ready by then.
+        The caller then calls `apply` or `discard`, so weights never meet a gradient that is not finite. It
+        costs a read of four floats a step: the device idles for one launch, and the next data are ready.
         """
         numbers = self._measure().asnumpy()
         self._norm = norm = float(numbers[GRAD_NORM])
@@ -177,9 +172,9 @@ class TrainStep:
         return StepNumbers(loss_sum, dict(self._supervised), norm)
 
     def apply(self, rate: float) -> None:
-        """Clip by the norm that `measure` has read, AdamW, empty the buffers; does not wait.
+        """Clip by the measured norm, apply AdamW, empty the buffers; does not wait.
 
-        Raises RuntimeError where the step was not measured: its norm is not known.
+        Raises RuntimeError where the step was not measured.
         """
         if self._norm is None:
             raise RuntimeError("apply before measure: the gradient's norm is not known")
@@ -187,27 +182,16 @@ class TrainStep:
         self._begin()
 
     def discard(self) -> None:
-        """Empty the buffers; weights, moments and step count stay as they are."""
+        """Empty the buffers; weights, moments and step count stay."""
         for parameter in (*self.trained.values(), self._numbers):
             ops.assign(parameter, ops.zeros_like(parameter))
         self._begin()
 
     def wait(self) -> None:
-        """Return when the device has done all it was given: every graph ends by writing the numbers."""
+        """Wait until the device has finished: every graph ends by writing the numbers."""
         self._numbers.asnumpy()
 
     def evaluate(self, task: str, batch: Batch) -> Score:
-        """The score of a whole batch; nothing is changed."""
+        """The score of a whole batch."""
         (score,) = score_batch(self._evaluate[task], batch)
         return score
-
-
-def _graphs(config: TrainConfig, model: Janus) -> Graphs:
-    """The device set, and the graphs of this run, kept on CPU alone."""
-    device.use(config.device, config.dtype)
-    facts = {"options": config.in_graphs(), "network": asdict(model.config)}
-    return Graphs(facts, graph_folder() if config.device == "CPU" else None)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [Tensor(array) for array in batch.inputs]

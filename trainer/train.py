@@ -1,4 +1,4 @@
-"""A training run from top to bottom: open and check everything, then step, record, validate and save."""
+"""A training run: open and check everything, then step, record, validate and save."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from janus.common.errors import UserError
@@ -24,35 +23,31 @@ from trainer.run.ledger import Ledger
 from trainer.run.nonfinite import Skips
 from trainer.run.open import Run, describe_data, describe_network, open_run
 from trainer.run.signals import StopSignals
+from trainer.step import TrainStep
 from trainer.stream.feed import steps_ahead
 
 
-def train(
-    config: TrainConfig, stop: StopSignals, resume: bool = False, accepted: Collection[str] = ()
-) -> Path:
-    """Train as configured, until the last step or a signal; returns the folder of the run.
+def train(config: TrainConfig, stop: StopSignals, resume: bool, accepted: Collection[str]) -> None:
+    """Train until the last step or a signal. accepted: fields that may differ from the resumed run.
 
-    accepted: fields that may differ from the run that is resumed.
-    Raises UserError, before the first step, for everything that does not fit together, and later where the
-    numbers are not finite or a file cannot be written.
+    Raises UserError, before the first step, for whatever does not fit together; later only for numbers that
+    are not finite and files that cannot be read or written.
     """
     began = time.perf_counter()
     if config.tensorboard:
         require_writer()
     with ExitStack() as lock:
         run = open_run(config, lock, resume, accepted)
-        write_config(run.out, run.config, run.state.changes)
         try:
+            write_config(run.out, run.config, run.state.changes)
             with RunLog(run.out, run.config.steps, run.steps_done, run.config.tensorboard) as log:
                 _train(run, log, stop, began)
         except OSError as error:
             cause = "the disk is full" if error.errno in FULL else "a file cannot be read or written"
             raise UserError(f"{run.out}: {cause} ({error}); fix that, then --resume") from None
-    return run.out
 
 
 def _train(run: Run, log: RunLog, stop: StopSignals, began: float) -> None:
-    """began: when the process turned to this run, for the closing figures."""
     describe_data(run, log.say)
     log.changes(change for change in run.state.changes if change["step"] == run.steps_done)
     if run.steps_done >= run.config.steps:
@@ -69,13 +64,10 @@ def _train(run: Run, log: RunLog, stop: StopSignals, began: float) -> None:
 
 
 class _Training:
-    """A run whose network is on its device, and the files its steps are kept in."""
+    """A run with its network on the device, and the records of its steps."""
 
     def __init__(self, run: Run, log: RunLog) -> None:
-        from trainer.step import TrainStep
-
-        self._run, self._log = run, log
-        self._model = run.folder.build()
+        self._run, self._log, self._model = run, log, run.folder.build()
         self._network = TrainStep(self._model, run.feed.shapes, run.config)
         if run.checkpoint:
             self._network.optimizer.load_state(run.checkpoint.optimizer())
@@ -117,12 +109,10 @@ class _Training:
         return saved
 
     def _validate(self, step: int) -> None:
-        """Loss per supervised token on each task's validation rows, and with a probe the small evaluation."""
-        began, feed = time.perf_counter(), self._run.feed
+        """Losses of each task's validation rows, and with a probe the small evaluation."""
+        began, feed, evaluate = time.perf_counter(), self._run.feed, self._network.evaluate
         means = {
-            task: mean_scores(
-                [self._network.evaluate(task, batch) for batch in feed.validation_batches(task)]
-            )
+            task: mean_scores([evaluate(task, batch) for batch in feed.validation_batches(task)])
             for task in feed.validation
         }
         if not means:
@@ -133,20 +123,22 @@ class _Training:
             return
         began = time.perf_counter()
         metrics = {"vqa": self._probe.metrics()}
-        if "t2i" in means:
-            metrics["t2i"] = {"token_accuracy": means["t2i"]["token_accuracy"]}
-        metrics = {task: figures for task, figures in metrics.items() if figures}
-        if metrics:
+        metrics["t2i"] = {"token_accuracy": means["t2i"]["token_accuracy"]} if "t2i" in means else {}
+        if metrics := {task: figures for task, figures in metrics.items() if figures}:
             self._log.evaluation({"step": step, "metrics": metrics, "seconds": time.perf_counter() - began})
 
     def _save(self, step: int) -> Path:
-        """Ledger and metrics before the checkpoint: what it says was done is in them."""
+        """Save; ledger and metrics first: they hold what the checkpoint says was done."""
         run = self._run
         self._ledger.save()
         self._log.sync()
-        state = replace(run.state, skipped=self._skips.steps)
-        save_model = partial(run.folder.save, self._model, tokenizer=run.tokenizer)
-        saved = save_checkpoint(run.out, step, save_model, self._network.optimizer.state(), state)
+        saved = save_checkpoint(
+            run.out,
+            step,
+            lambda folder: run.folder.save(self._model, folder, run.tokenizer),
+            self._network.optimizer.state(),
+            replace(run.state, skipped=self._skips.steps),
+        )
         remove_old(run.out, run.config.keep, run.checkpoint.folder if run.checkpoint else None)
         self._log.say(f"saved {saved}")
         return saved

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, shape_of
 
 from janus.checkpoint.folder import open_model
@@ -18,7 +19,6 @@ from janus.model.loss import TaskLoss
 from janus.tokens import load_tokenizer
 from shards.read import ShardSet
 from shards.schema import RowBlock, Sample
-from trainer.step import _tensors
 from trainer.stream.collate import collate
 from trainer.stream.shapes import Batch, ImageShape
 
@@ -59,7 +59,7 @@ def test_another_neighbour_changes_logits_by_exactly_nothing(
 
     def logits(middle: Sample) -> tuple[np.ndarray, Batch]:
         (batch,) = collate(task, RowBlock.of([samples[0], middle, samples[2]]), [3], shape, special)
-        return loss.logits(*_tensors(batch)[1:]).asnumpy(), batch
+        return loss.logits(*map(Tensor, batch.inputs[1:])).asnumpy(), batch
 
     before, batch = logits(samples[1])
     after, _ = logits(_perturbed(samples[1], special.bos))

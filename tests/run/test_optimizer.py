@@ -8,7 +8,7 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
 from trainer.config import TrainConfig
 from trainer.optimizer import AdamW, learning_rate, zeros_like
@@ -17,17 +17,13 @@ CONFIG = replace(TrainConfig(), device="CPU")
 
 
 def _optimizer(
-    start: np.ndarray, config: TrainConfig, compile: Callable = lambda cell: cell
+    start: np.ndarray, config: TrainConfig, to_graph: Callable = lambda cell, name: cell
 ) -> tuple[Parameter, Parameter, AdamW]:
     """A weight, its gradient and their optimizer."""
-
-    def compiled(cell: nn.Cell, name: str) -> Callable:
-        return compile(cell)
-
     weight = Parameter(Tensor(start.copy()), name="w")
     (gradient,) = zeros_like([weight], "gradient")
     numbers = Parameter(Tensor(np.zeros(4, np.float32)), name="numbers")
-    return weight, gradient, AdamW([(weight, gradient)], numbers, config, compiled)
+    return weight, gradient, AdamW([(weight, gradient)], numbers, config, to_graph)
 
 
 def _reference(weight: np.ndarray, gradients: np.ndarray, rate: float, config: TrainConfig) -> np.ndarray:
@@ -63,7 +59,7 @@ def test_adamw_has_torchs_numbers(decay: float, scale: float) -> None:
 def test_a_thousand_small_steps_move_a_weight_as_far_as_they_should() -> None:
     """At 1e-5 a bfloat16 weight of 1.0 would never move: the step is below half its last digit."""
     weight, buffer, optimizer = _optimizer(
-        np.ones(1, np.float32), CONFIG, lambda cell: ms.jit(cell.construct)
+        np.ones(1, np.float32), CONFIG, lambda cell, name: ms.jit(cell.construct)
     )
     for _ in range(1000):
         ops.assign(buffer, Tensor(np.full(1, 0.5, np.float32)))

@@ -22,7 +22,7 @@ from shards.write import write_shards
 from trainer.config import TrainConfig, resolve
 from trainer.report.log import RunLog
 from trainer.report.records import METRICS
-from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint, kept_shapes, resumed_state
+from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint
 from trainer.stream.feed import Feed
 from trainer.stream.plan import PLAN_VERSION
 from trainer.stream.shapes import ImageShape
@@ -49,37 +49,37 @@ def _checkpoint(config: TrainConfig = CONFIG, step: int = 1, **more: Any) -> Run
 )
 def test_each_field_that_would_change_the_numbers_is_named(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        resumed_state(_checkpoint(), fingerprint(replace(CONFIG, **change), "s"), ())
+        _checkpoint().resumed_state(fingerprint(replace(CONFIG, **change), "s"), ())
 
 
 def test_what_leaves_the_numbers_alone_may_change() -> None:
     free = replace(CONFIG, steps=7, out="x", shards="y", save_every=1, log_every=9, keep=1, skip_nonfinite=3)
-    assert resumed_state(_checkpoint(), fingerprint(free, "s"), ()) == _checkpoint().state
+    assert _checkpoint().resumed_state(fingerprint(free, "s"), ()) == _checkpoint().state
 
 
 def test_steps_may_grow_only_where_the_rate_does_not_depend_on_them() -> None:
     cosine = replace(CONFIG, schedule="cosine")
     with pytest.raises(UserError, match="steps was 100, now 200"):
-        resumed_state(_checkpoint(cosine), fingerprint(replace(cosine, steps=200), "s"), ())
+        _checkpoint(cosine).resumed_state(fingerprint(replace(cosine, steps=200), "s"), ())
 
 
 def test_a_run_of_an_older_plan_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint()
     monkeypatch.setattr("trainer.run.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
     with pytest.raises(UserError, match=f"plan_version was {PLAN_VERSION}, now {PLAN_VERSION + 1}"):
-        resumed_state(checkpoint, fingerprint(CONFIG, "s"), ())
+        checkpoint.resumed_state(fingerprint(CONFIG, "s"), ())
 
 
 def test_a_change_that_is_accepted_is_recorded_and_one_that_is_none_refused() -> None:
     checkpoint, now = _checkpoint(step=4), fingerprint(replace(CONFIG, seed=5, batch_size=20), "t")
     with pytest.raises(UserError, match="batch_size was 10, now 20; shards_sha256 was s, now t; resume"):
-        resumed_state(checkpoint, now, ("seed",))
-    state = resumed_state(checkpoint, now, ("seed", "batch_size", "shards_sha256"))
+        checkpoint.resumed_state(now, ("seed",))
+    state = checkpoint.resumed_state(now, ("seed", "batch_size", "shards_sha256"))
     assert state.fingerprint == now
     assert {"step": 4, "field": "seed", "old": 0, "new": 5} in state.changes
     assert len(state.changes) == 3
     with pytest.raises(UserError, match="--resume-with eps: "):
-        resumed_state(checkpoint, now, ("seed", "batch_size", "shards_sha256", "eps"))
+        checkpoint.resumed_state(now, ("seed", "batch_size", "shards_sha256", "eps"))
 
 
 SMALL, LARGE = ({"text": {"rows": 2, "length": size}} for size in (48, 64))
@@ -87,20 +87,20 @@ SMALL, LARGE = ({"text": {"rows": 2, "length": size}} for size in (48, 64))
 
 def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes() -> None:
     checkpoint, now = _checkpoint(**{SHAPES: SMALL}), fingerprint(CONFIG, "s")
-    assert kept_shapes(checkpoint, now, ()) == SMALL
-    assert kept_shapes(checkpoint, now, (SHAPES,)) == SMALL
-    assert resumed_state(checkpoint, {**now, SHAPES: SMALL}, ()) == checkpoint.state
+    assert checkpoint.kept_shapes(now, ()) == SMALL
+    assert checkpoint.kept_shapes(now, (SHAPES,)) == SMALL
+    assert checkpoint.resumed_state({**now, SHAPES: SMALL}, ()) == checkpoint.state
     grown = {**now, SHAPES: LARGE}
     with pytest.raises(UserError, match=r"shapes was .*48.*, now .*64"):
-        resumed_state(checkpoint, grown, ())
-    assert [change["field"] for change in resumed_state(checkpoint, grown, (SHAPES,)).changes] == [SHAPES]
+        checkpoint.resumed_state(grown, ())
+    assert [change["field"] for change in checkpoint.resumed_state(grown, (SHAPES,)).changes] == [SHAPES]
 
     other = fingerprint(replace(CONFIG, seed=1), "s")
-    assert kept_shapes(checkpoint, other, ("seed",)) == {}
-    state = resumed_state(checkpoint, {**other, SHAPES: LARGE}, ("seed",))
+    assert checkpoint.kept_shapes(other, ("seed",)) == {}
+    state = checkpoint.resumed_state({**other, SHAPES: LARGE}, ("seed",))
     assert [change["field"] for change in state.changes] == ["seed", SHAPES]
     with pytest.raises(UserError, match="seed was 0, now 1; resume"):
-        kept_shapes(checkpoint, other, (SHAPES,))
+        checkpoint.kept_shapes(other, (SHAPES,))
 
 
 def _feed(work: Path, steps: int, begun: dict | None = None) -> Feed:

@@ -1,8 +1,8 @@
-"""Checkpoints: a model folder with the optimizer and the state of the run, whole or not there.
+"""Checkpoints: a model folder with optimizer and run state, written atomically.
 
-`<out>/checkpoints/step-000100/` is a model folder in the transformers layout, so it can be given as
-`--model`; `optimizer.safetensors` and `state.json` let a run resume. state.json is written last and holds
-the sha256 of every other file, and of itself; the folder gets its name when all of it is on the disk.
+`<out>/checkpoints/step-000100/` is a model folder in the transformers layout (`--model` takes it);
+`optimizer.safetensors` and `state.json` let a run resume. state.json is written last and holds the sha256 of
+every other file, and of itself; the folder gets its name when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mindone.safetensors.mindspore import load_file
+from mindspore import Tensor
 
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
@@ -21,28 +24,24 @@ from janus.common.files import FULL, hash_file, write_folder
 from trainer.config import TrainConfig
 from trainer.stream.plan import PLAN_VERSION
 
-if TYPE_CHECKING:
-    from mindspore import Tensor
-
 STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 
 SHAPES = "shapes"
-"""The fingerprint's field for the static shapes, which `fingerprint` cannot know."""
+"""The fingerprint's field for the static shapes; `open_run` adds it."""
 
 FREE_TO_CHANGE = {"shards", "out", "steps", "save_every", "keep", "log_every", "eval_every"}
 FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard"}
-"""Options that may differ when a run is resumed: they leave the numbers of a step as they were.
+"""Options that may differ on resume: they leave the numbers of a step alone.
 
-Not mode and device, which round sums differently. Not eval_samples: the longest of them can enlarge the
-static shapes."""
+Not mode and device: they round differently. Not eval_samples: a longer one enlarges the static shapes."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run must remember besides weights and optimizer; its place in the data is the step alone.
+    """What a run remembers besides weights, optimizer and step, which is its place in the data.
 
     fingerprint: what must not change. changes: what `--resume-with` overrode, and when. skipped: the steps
-    whose gradient was not finite and discarded.
+    discarded because they were not finite.
     """
 
     fingerprint: Mapping[str, Any]
@@ -52,7 +51,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """A whole checkpoint of a run: its folder, its step, and the state of the run."""
+    """A whole checkpoint."""
 
     folder: Path
     step: int
@@ -60,78 +59,61 @@ class RunCheckpoint:
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's tensors by name."""
-        from mindone.safetensors.mindspore import load_file
-
         return load_file(self.folder / OPTIMIZER)
+
+    def kept_shapes(self, now: Mapping[str, Any], accepted: Collection[str]) -> Mapping[str, Any]:
+        """The static shapes that a resumed run keeps; none if an accepted change affects its numbers.
+
+        now: the fingerprint, without shapes. Raises UserError as `resumed_state`.
+        """
+        shapes = self.state.fingerprint.get(SHAPES)
+        state = self.resumed_state({**now, SHAPES: shapes}, set(accepted) - {SHAPES})
+        return {} if shapes is None or state != self.state else shapes
+
+    def resumed_state(self, now: Mapping[str, Any], accepted: Collection[str]) -> RunState:
+        """The state to resume with under the fingerprint `now`; it records every change.
+
+        Raises UserError naming each field that differs and is not accepted, with old and new value, or a
+        field that is accepted and does not differ. Shapes follow from the other fields: they are refused
+        only where nothing else differs, which is where more steps need larger ones.
+        """
+        old = self.state.fingerprint
+        changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
+        allowed = {*accepted, SHAPES} if len(changed) > 1 else accepted
+        if refused := [name for name in changed if name not in allowed]:
+            named = "; ".join(f"{name} was {old.get(name)}, now {now.get(name)}" for name in refused)
+            if SHAPES in refused:
+                named += " (more steps need larger batches, whose sums round otherwise)"
+            options = " ".join(f"--resume-with {name}" for name in refused)
+            raise UserError(
+                f"--resume {self.folder}: {named}; resume with the old values, start another run, or accept "
+                f"that the numbers change ({options})"
+            )
+        if unchanged := sorted(set(accepted) - set(changed)):
+            differing = ", ".join(changed) or "nothing"
+            raise UserError(f"--resume-with {unchanged[0]}: is as in the run; what differs is {differing}")
+        changes = (
+            {"step": self.step, "field": name, "old": old.get(name), "new": now.get(name)} for name in changed
+        )
+        return RunState(now, (*self.state.changes, *changes), self.state.skipped)
 
 
 def fingerprint(config: TrainConfig, shards_sha256: str) -> dict[str, Any]:
-    """What must not change when a run is resumed.
-
-    shards_sha256: of the manifest, which holds the hash of every shard.
-    """
+    """What must not change on resume. shards_sha256: of the manifest, which holds every shard's hash."""
     kept = {name: value for name, value in config.asdict().items() if name not in FREE_TO_CHANGE}
     if config.schedule != "constant":
-        kept["steps"] = config.steps  # the whole curve of the learning rate depends on it
+        kept["steps"] = config.steps  # they shape the whole curve of the learning rate
     return {**kept, "shards_sha256": shards_sha256, "plan_version": PLAN_VERSION}
 
 
-def kept_shapes(
-    checkpoint: RunCheckpoint, now: Mapping[str, Any], accepted: Collection[str]
-) -> Mapping[str, Any]:
-    """The static shapes that the run keeps; none where a change was accepted that its numbers depend on.
-
-    now: the fingerprint, which has no shapes yet. Raises UserError as `resumed_state`.
-    """
-    shapes = checkpoint.state.fingerprint.get(SHAPES)
-    state = resumed_state(checkpoint, {**now, SHAPES: shapes}, set(accepted) - {SHAPES})
-    return {} if shapes is None or state != checkpoint.state else shapes
-
-
-def resumed_state(checkpoint: RunCheckpoint, now: Mapping[str, Any], accepted: Collection[str]) -> RunState:
-    """The state to resume with under the fingerprint `now`, every change recorded in it.
-
-    Raises UserError naming every field that differs and is not accepted, with old and new value, or a
-    field that is accepted and does not differ. Shapes follow from the other fields: they are refused only
-    where nothing else differs, and more steps need larger ones.
-    """
-    old = checkpoint.state.fingerprint
-    changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
-    follows = {SHAPES} & set(changed) if len(changed) > 1 else set()
-    if refused := [name for name in changed if name not in accepted and name not in follows]:
-        named = "; ".join(f"{name} was {old.get(name)}, now {now.get(name)}" for name in refused)
-        if SHAPES in refused:
-            named += " (more steps need larger batches, whose sums round otherwise)"
-        options = " ".join(f"--resume-with {name}" for name in refused)
-        raise UserError(
-            f"--resume {checkpoint.folder}: {named}; resume with the old values, start another run, or "
-            f"accept that the numbers change ({options})"
-        )
-    if unchanged := sorted(set(accepted) - set(changed)):
-        differing = ", ".join(changed) or "nothing"
-        raise UserError(
-            f"--resume-with {unchanged[0]}: does not differ from the run; what differs is {differing}"
-        )
-    changes = [
-        {"step": checkpoint.step, "field": name, "old": old.get(name), "new": now.get(name)}
-        for name in changed
-    ]
-    return RunState(now, (*checkpoint.state.changes, *changes), checkpoint.state.skipped)
-
-
 def save_checkpoint(
-    out: Path,
-    step: int,
-    save_model: Callable[[Path], object],
-    optimizer: Mapping[str, Tensor],
-    state: RunState,
+    out: Path, step: int, save_model: Callable[[Path], object], optimizer: dict[str, Tensor], state: RunState
 ) -> Path:
     """Write the checkpoint of `step`; returns its folder.
 
-    save_model: writes the model folder's files into the folder it is given.
-    Raises UserError where the disk does not take it.
+    save_model: writes the model's files into a folder. Raises UserError if the disk does not take it.
     """
-    target = out / "checkpoints" / _name(step)
+    target = out / "checkpoints" / f"step-{step:06d}"
 
     def write(folder: Path) -> None:
         save_model(folder)
@@ -153,10 +135,9 @@ def save_checkpoint(
 
 
 def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
-    """Remove all checkpoints but the newest `keep`.
+    """Remove all checkpoints but the newest `keep` and `source`.
 
-    source: the one that this process resumed from; it stays, for what is never trained is copied from it at
-    every save.
+    source: the one that this process resumed from. Each save copies from it what is never trained.
     """
     for old in _folders(out)[keep:]:
         if old != source:
@@ -166,9 +147,8 @@ def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
 def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> RunCheckpoint | None:
     """The newest whole checkpoint, None if there never was one. Each damaged one is warned of.
 
-    set_aside: rename those to `damaged-step-…`, so that `keep` does not count them. Not for a reader, beside
-    a run that may be going on.
-    Raises UserError if there are some and none is whole.
+    set_aside: rename damaged ones to `damaged-step-…`, so that `keep` does not count them. A reader must not:
+    the run may still be in progress. Raises UserError if there are checkpoints and none is whole.
     """
     damaged: dict[Path, str] = {}
     for folder in _folders(out):
@@ -177,9 +157,13 @@ def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = 
         except UserError as error:
             damaged[folder] = str(error)
             continue
-        for passed, problem in damaged.items():
-            renamed = f"; it is {_set_aside(passed)} now" if set_aside else ""
-            warn(f"warning: {passed} is passed over: {problem}{renamed}")
+        for skipped, problem in damaged.items():
+            renamed = skipped.with_name(f"damaged-{skipped.name}")
+            if set_aside:
+                shutil.rmtree(renamed, ignore_errors=True)
+                skipped.replace(renamed)
+            after = f"; it is {renamed.name} now" if set_aside else ""
+            warn(f"warning: {skipped} is skipped: {problem}{after}")
         return checkpoint
     if damaged:
         named = "; ".join(f"{folder}: {problem}" for folder, problem in damaged.items())
@@ -191,34 +175,22 @@ def _read(folder: Path) -> RunCheckpoint:
     """The checkpoint, every file of it hashed. Raises UserError saying what is damaged."""
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        digest = content.pop("digest")
+        digest, step = content.pop("digest"), content["step"]
         damaged = [name for name, sha256 in content["sha256"].items() if hash_file(folder / name) != sha256]
-        if digest != _digest(content) or folder.name != _name(content["step"]):
+        if digest != _digest(content) or folder.name != f"step-{step:06d}":
             damaged = [STATE]
         state = RunState(content["fingerprint"], tuple(content["changes"]), tuple(content["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"it is not whole ({error!r})") from None
     if damaged:
         raise UserError(f"{damaged[0]} is not what was written")
-    return RunCheckpoint(folder, content["step"], state)
-
-
-def _set_aside(folder: Path) -> str:
-    """Rename a damaged checkpoint; gives its new name."""
-    renamed = folder.with_name(f"damaged-{folder.name}")
-    shutil.rmtree(renamed, ignore_errors=True)
-    folder.replace(renamed)
-    return renamed.name
+    return RunCheckpoint(folder, step, state)
 
 
 def _folders(out: Path) -> list[Path]:
     """Finished checkpoint folders, the newest first."""
     folders = (out / "checkpoints").glob("step-*")
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
 
 
 def _digest(content: Mapping[str, Any]) -> str:

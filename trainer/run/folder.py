@@ -1,10 +1,9 @@
-"""The folder of a run: which one it is, what it may hold already, and its config.yaml."""
+"""The folder of a run: which one, what it may hold already, and its config.yaml."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ OUTPUTS = Path("outputs")
 
 
 def named_folder(config: TrainConfig, resume: bool) -> Path | None:
-    """The folder that --out names, None if it names none. A run is never overwritten.
+    """The folder that --out names, None without --out. A run is never overwritten.
 
-    Raises UserError if the folder holds a run that is not to be resumed, or none that could be.
+    Raises UserError if the folder holds a run and `resume` is False, or none and it is True.
     """
     if not config.out:
         if resume:
@@ -42,56 +41,44 @@ def named_folder(config: TrainConfig, resume: bool) -> Path | None:
 
 
 def next_free_folder(task: str) -> Path:
-    """A new, empty `outputs/TASK-001`, or the first number after it that is free."""
-    OUTPUTS.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
+    """Make `outputs/TASK-001`, or the first number after it that is free."""
+    number = 1
+    while True:
         folder = OUTPUTS / f"{task}-{number:03d}"
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:  # an older run, or one that started this moment
-            continue
-        return folder
-    raise AssertionError("count() does not end")
+            number += 1
+        else:
+            return folder
 
 
 def lock_folder(out: Path, stack: ExitStack) -> None:
-    """Make the folder if it is missing, and keep other trainers out of it until `stack` closes.
+    """Make the folder if it is missing, and lock out other trainers until `stack` closes.
 
-    Raises UserError if another trainer works in it, or it cannot be made or written to.
+    Raises UserError if another trainer holds the lock, or the folder cannot be written to.
     """
     busy = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
     try:
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(exclusive_lock(out / ".lock", busy))
     except OSError as error:
-        raise _not_writable(out, error) from None
+        raise UserError(f"--out {out}: cannot be written to ({error}); choose another folder") from None
 
 
 def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Everything resolved, as a recipe that --config takes, without `out`.
-
-    changes: what was overridden on resume, written below as comments.
-    Raises UserError if the folder cannot be written to.
-    """
+    """Write the options, all but `out`, as a recipe for --config; below it `RunState.changes` as comments."""
     content = {name: value for name, value in config.asdict().items() if name != "out"}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     for change in changes:
-        what = f"{change['field']} was {change['old']!r}, now {change['new']!r}"
-        text += f"# from step {change['step']} on: {what}\n"
-    try:
-        write_text(out / CONFIG, text)
-    except OSError as error:
-        raise _not_writable(out, error) from None
-
-
-def _not_writable(out: Path, error: OSError) -> UserError:
-    return UserError(f"--out {out}: cannot be written to ({error}); choose another folder")
+        text += "# from step {step} on: {field} was {old!r}, now {new!r}\n".format_map(change)
+    write_text(out / CONFIG, text)
 
 
 def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, Path]:
-    """(model, shards) to evaluate: the given ones, else the run's newest checkpoint and its shards.
+    """(model, shards) to evaluate; where None, the run's newest checkpoint and its shards.
 
-    Raises UserError if neither says.
+    Raises UserError if the run has none.
     """
     if model and shards:
         return model, shards

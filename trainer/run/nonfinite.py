@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: what is kept of them, and how many may be skipped.
+"""Steps whose loss or gradient is not finite: their record, and how many may be skipped.
 
 `<out>/nonfinite/step-000007/` holds `samples.arrow` (the ledger's rows), `inputs.npz` (every array of every
-micro-batch, `0.vqa.input_ids_P`) and `numbers.json`. Nothing of the step has been applied.
+micro-batch, `0.vqa.input_ids_P`) and `numbers.json`. The step has not been applied.
 """
 
 from __future__ import annotations
@@ -9,50 +9,48 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from mindspore import Parameter
 
 from janus.common.errors import UserError
 from janus.common.files import write_folder
 from trainer.run.ledger import step_rows, write_rows
+from trainer.step import StepNumbers
 from trainer.stream.feed import StepData
 
-if TYPE_CHECKING:
-    from mindspore import Parameter
 
-    from trainer.step import StepNumbers
-
-
+@dataclass
 class Skips:
-    """The steps of a run that were skipped, and how many may be."""
+    """The steps that a run has skipped, before this start too. allowed: how many it may skip."""
 
-    def __init__(self, out: Path, allowed: int, steps: tuple[int, ...]) -> None:
-        """steps: those skipped before this start."""
-        self._out, self._allowed, self.steps = out, allowed, steps
+    out: Path
+    allowed: int
+    steps: tuple[int, ...]
 
     def add(
         self, step: int, data: StepData, numbers: StepNumbers, weights: Iterable[Parameter]
     ) -> tuple[dict[str, Any], str]:
-        """Keep what is known of a step that is not finite; gives its record and log line.
+        """Record a step that is not finite; returns its metrics record and log line.
 
-        Raises UserError where no further step may be skipped, OSError if the disk does not take it.
+        Raises UserError if no further step may be skipped, OSError if the disk does not take the record.
         """
-        folder = self._out / "nonfinite" / f"step-{step:06d}"
+        folder = self.out / "nonfinite" / f"step-{step:06d}"
         write_folder(folder, lambda folder: _write(folder, step, data, numbers, weights))
-        losses = ", ".join(
-            f"{task} {total / numbers.supervised[task]:.4g}" for task, total in numbers.loss_sum.items()
-        )
+        totals, supervised = numbers.loss_sum, numbers.supervised
+        losses = ", ".join(f"{task} {total / supervised[task]:.4g}" for task, total in totals.items())
         what = f"step {step}: loss {losses}; gradient norm {numbers.grad_norm:.4g}"
-        if len(self.steps) >= self._allowed:
+        if len(self.steps) >= self.allowed:
             raise UserError(
                 f"{what}; not applied, its samples and inputs are in {folder}: look at them, lower "
-                f"--learning-rate in another run, or --resume with --skip-nonfinite {self._allowed + 1}"
+                f"--learning-rate in another run, or --resume with --skip-nonfinite {self.allowed + 1}"
             )
         self.steps = (*self.steps, step)
         count = len(self.steps)
-        line = f"warning: {what}; skipped, {count} of {self._allowed} allowed, kept in {folder}"
+        line = f"warning: {what}; skipped, {count} of {self.allowed} allowed, kept in {folder}"
         return {"step": step, "count": count, "kept": folder.name}, line
 
 
@@ -72,16 +70,16 @@ def _write(
         "loss_sum": {task: _plain(total) for task, total in numbers.loss_sum.items()},
         "supervised": numbers.supervised,
         "grad_norm": _plain(numbers.grad_norm),
-        "parameter_norms": {weight.name: _plain(_norm(weight.asnumpy())) for weight in weights},
+        "parameter_norms": {weight.name: _plain(_norm(weight)) for weight in weights},
     }
     (folder / "numbers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _norm(array: np.ndarray) -> float:
-    # In float64: what overflows in float32 is what is looked for.
-    return float(np.sqrt(np.square(array, dtype=np.float64).sum()))
+def _norm(weight: Parameter) -> float:
+    """In float64: float32 may overflow."""
+    return math.sqrt(np.square(weight.asnumpy(), dtype=np.float64).sum())
 
 
-def _plain(number: float) -> Any:
-    """JSON has no NaN and no infinity: those as text."""
+def _plain(number: float) -> float | str:
+    """NaN and infinity as text: JSON has neither."""
     return number if math.isfinite(number) else str(number)

@@ -1,14 +1,12 @@
-"""Before the first step: open and check everything, and say what was derived from it."""
+"""Before the first step: open and check everything, and say what follows from it."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,27 +14,17 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import hash_file
+from janus.model.janus import PARTS, Janus, part_of
 from janus.tokens import JanusTokenizer, load_tokenizer
 from shards.check import open_verified
 from shards.manifest import MANIFEST, TOKENIZER
 from shards.read import ShardSet
 from trainer.config import TrainConfig
-from trainer.run.checkpoint import (
-    SHAPES,
-    RunCheckpoint,
-    RunState,
-    fingerprint,
-    kept_shapes,
-    newest_checkpoint,
-    resumed_state,
-)
+from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint, newest_checkpoint
 from trainer.run.folder import lock_folder, named_folder, next_free_folder
 from trainer.stream.feed import Feed
 from trainer.stream.mix import cut
 from trainer.stream.shapes import ImageShape
-
-if TYPE_CHECKING:
-    from janus.model.janus import Janus
 
 
 @dataclass(frozen=True)
@@ -64,40 +52,39 @@ def open_run(
     """Open and check everything that a run needs, in this order:
 
     1. The device can compute the dtype.
-    2. The folder holds a run where one is resumed, and none where one is begun.
-    3. A run that is resumed is locked, and its newest whole checkpoint found.
+    2. The folder holds a run to resume, or none where a new one starts.
+    3. A resumed run is locked, and its newest whole checkpoint found.
     4. The shards are what their manifest says.
-    5. No option or shard differs from the run that is resumed, unless accepted.
+    5. No option or shard differs from the resumed run's, unless accepted.
     6. The model (the checkpoint's) loads, and the shards were made for it.
     7. The rows can be trained on, and have static shapes: the run's own, where nothing differs.
-    8. These shapes hold the steps that are left, or larger ones are accepted.
-    9. The folder of a new run is made and locked, so that a start that fails leaves none.
+    8. These shapes hold the remaining steps, or larger ones are accepted.
+    9. The folder of a new run is made and locked: a start that fails leaves none.
 
     Then `trainer/train.py` writes config.yaml, truncates metrics and ledger to the checkpoint's step, and
     loads the optimizer's state.
 
-    lock: keeps other trainers out of the folder until it closes. accepted: fields that may differ from the
-    run that is resumed. Raises UserError for whatever does not fit together.
+    lock: locks out other trainers until it closes. accepted: fields that may differ from the resumed run.
+    Raises UserError for whatever does not fit together.
     """
     config = replace(config, device=device.use(config.device, config.dtype))
-    out = named_folder(config, resume)
-    checkpoint = None
+    out, checkpoint = named_folder(config, resume), None
     if out and resume:
         lock_folder(out, lock)
         checkpoint = newest_checkpoint(out, click.echo)
     shards = open_verified(Path(config.shards))
     now = fingerprint(config, hash_file(shards.folder / MANIFEST))
-    kept = kept_shapes(checkpoint, now, accepted) if checkpoint else {}
+    shapes = checkpoint.kept_shapes(now, accepted) if checkpoint else {}
     tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
     check_model(config.model, config.counts, folder, shards, tokenizer)
-    feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), kept)
+    feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), shapes)
     now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
-    state = resumed_state(checkpoint, now, accepted) if checkpoint else RunState(now)
+    state = checkpoint.resumed_state(now, accepted) if checkpoint else RunState(now)
     if not resume:
         out = out or next_free_folder(config.task)
         lock_folder(out, lock)
-        named_folder(config, resume)  # another run may have begun there while this one opened its shards
+        named_folder(config, resume)  # another run may have started there while this one opened its shards
     assert out is not None
     return Run(config, out, shards, folder, tokenizer, feed, state, checkpoint)
 
@@ -105,27 +92,26 @@ def open_run(
 def check_model(
     name: str, tasks: Iterable[str], folder: ModelFolder, shards: ShardSet, tokenizer: JanusTokenizer
 ) -> None:
-    """Raise UserError unless the shards were made for this model: its tokenizer, images and codes.
+    """Raise UserError unless the shards were made for this model: its tokenizer and codes.
 
     name: the model's, as the user gave it. tasks: what it is used for.
     """
     manifest = shards.manifest
     own = folder.path / "tokenizer.json" if folder.path else None
     if own and own.is_file() and hash_file(own) != manifest.tokenizer["sha256"]:
+        remedy = f"build the shards with --tokenizer {name}"
+        raise UserError(f"{own}: not the tokenizer of {shards.folder}; {remedy}")
+    if (rows := folder.config.text.vocab_size) <= tokenizer.highest_id:
         raise UserError(
-            f"{own}: not the tokenizer of {shards.folder}; build the shards with --tokenizer {name}"
-        )
-    if tokenizer.highest_id >= folder.config.text.vocab_size:
-        raise UserError(
-            f"model {name}: its embedding table has {folder.config.text.vocab_size} rows, the "
-            f"tokenizer of {shards.folder} has ids up to {tokenizer.highest_id}"
+            f"model {name}: its embedding table has {rows} rows, the tokenizer of {shards.folder} has ids up "
+            f"to {tokenizer.highest_id}; give the model that the shards were built for"
         )
     if "t2i" in tasks:
         folder.check_codes(manifest.vq, shards.folder)
 
 
 def describe_data(run: Run, say: Callable[[str], None]) -> None:
-    """Say everything that was derived from configuration and shards."""
+    """Say everything that follows from configuration and shards."""
     config, feed = run.config, run.feed
     if run.checkpoint:
         say(f"resume: step {run.steps_done} of {run.checkpoint.folder}")
@@ -154,12 +140,10 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
 
 def describe_network(model: Janus, trained: Collection[str], say: Callable[[str], None]) -> None:
     """Say how many elements of each part are trained and frozen. trained: names of parameters."""
-    from janus.model.janus import PARTS, part_of
-
     counts: dict[str, Counter[str]] = {"trained": Counter(), "frozen": Counter()}
     for parameter in model.get_parameters():
         kind = "trained" if parameter.name in trained else "frozen"
-        counts[kind][part_of(parameter.name)] += math.prod(parameter.shape)
+        counts[kind][part_of(parameter.name)] += parameter.size
     for kind, parts in counts.items():
         sizes = (f"{part} {parts[part]:,}" for part in PARTS if parts[part])
         say(f"{kind}: {', '.join(sizes) or 'nothing'}")

@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: the first asks for a save at the next step boundary, a second Ctrl-C ends at once.
+"""SIGTERM and Ctrl-C: the first asks for a save at the next step boundary, a second Ctrl-C exits at once.
 
 Python runs a handler only between two bytecodes of the main thread, and one call into a compiled graph can
-take minutes. So threads of their own take the signals as they arrive. SIGINT is blocked for all others:
-MindSpore puts a handler of its own there with every graph it runs, which sends SIGTERM instead.
+take minutes. So separate threads receive the signals. SIGINT is blocked for all others: with every graph it
+runs, MindSpore installs a SIGINT handler that sends SIGTERM instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class StopSignals:
-    """While it is entered: notices SIGTERM and SIGINT. For the main thread, before it starts others.
+    """A context that receives SIGTERM and SIGINT. Enter it in the main thread, before others start.
 
     Until `save_first` is called there is nothing to save, and the first signal ends the process.
     """
@@ -28,12 +28,12 @@ class StopSignals:
         self._lock = threading.Lock()
 
     def save_first(self) -> None:
-        """From here on the first signal only sets `received`; whoever steps saves and ends."""
+        """From now on the first signal only sets `received`: the loop saves and stops."""
         self._saves = True
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with: 0 after SIGTERM or none, 130 after Ctrl-C."""
+        """0 after SIGTERM or no signal, 130 after Ctrl-C."""
         return EXIT_CODES[self.received] if self.received else 0
 
     def __enter__(self) -> StopSignals:
@@ -42,7 +42,7 @@ class StopSignals:
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_wakeup = signal.set_wakeup_fd(self._write)
-        # With a handler in Python, be it empty, the number goes to the pipe the moment the signal comes.
+        # Even an empty handler in Python sends the number through the pipe the moment the signal arrives.
         self._old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
         threading.Thread(target=self._read_sigterm, args=(read,), name="SIGTERM", daemon=True).start()
         self._sigint = threading.Thread(target=self._wait_sigint, name="SIGINT", daemon=True)
@@ -53,8 +53,8 @@ class StopSignals:
         self._entered = False
         signal.set_wakeup_fd(self._old_wakeup)
         signal.signal(signal.SIGTERM, self._old_handler)
-        os.close(self._write)  # ends the one thread
-        signal.pthread_kill(self._sigint.ident or 0, signal.SIGINT)  # and the other
+        os.close(self._write)  # ends the SIGTERM thread
+        signal.pthread_kill(self._sigint.ident or 0, signal.SIGINT)  # ends the SIGINT thread
         self._sigint.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
 
