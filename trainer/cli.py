@@ -96,7 +96,7 @@ def evaluate(out: Path, **options: Any) -> None:
     Writes OUT/eval/SPLIT.json, SPLIT.arrow (a row for each sample) and SPLIT-pictures.png.
     """
     from trainer.evaluate.run import evaluate as run
-    from trainer.run.folder import evaluated
+    from trainer.run.open import evaluated
 
     options["model"], options["shards"] = evaluated(out, options["model"], options["shards"])
     run(EvalConfig(out, **options))

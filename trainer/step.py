@@ -57,9 +57,8 @@ class _Accumulate(nn.Cell):
         """trained: gradient buffers by the names of their weights."""
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
-        self.loss = loss
+        self.loss, self.numbers = loss, numbers
         self.buffers = ParameterTuple([trained[p.name] for p in weights])
-        self.numbers = numbers
         self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[loss.task]])
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)
 

@@ -18,10 +18,9 @@ from trainer.report.events import require_writer
 from trainer.report.log import RunLog
 from trainer.report.meters import StepRecord
 from trainer.run.checkpoint import remove_old, save_checkpoint
-from trainer.run.folder import write_config
 from trainer.run.ledger import Ledger
 from trainer.run.nonfinite import Skips
-from trainer.run.open import Run, describe_data, describe_network, open_run
+from trainer.run.open import Run, describe_data, describe_network, open_run, write_config
 from trainer.run.signals import StopSignals
 from trainer.step import TrainStep
 from trainer.stream.feed import steps_ahead

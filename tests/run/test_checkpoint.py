@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +31,9 @@ def _save(out: Path, step: int, keep: int = 3, source: Path | None = None) -> Pa
     return saved
 
 
-def _newest(out: Path) -> tuple[int | None, list[str]]:
+def _newest(out: Path, set_aside: bool = True) -> tuple[int | None, list[str]]:
     warnings: list[str] = []
-    checkpoint = newest_checkpoint(out, warnings.append)
+    checkpoint = newest_checkpoint(out, warnings.append, set_aside)
     return (checkpoint.step if checkpoint else None), warnings
 
 
@@ -65,21 +68,38 @@ def test_the_checkpoint_that_a_process_resumed_from_stays_as_long_as_it_runs(tmp
     assert [name[-1] for name in _names(tmp_path)] == ["1", "3", "4"]
 
 
-@pytest.mark.parametrize("damage", ["edit", "truncate", "remove", "no state", "half a state"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, damage: str) -> None:
+def _edit_state(**edit: Any) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**content, **edit}))
+
+    return damage
+
+
+def _copy_the_first(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-000001"), folder)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "edited weights": lambda folder: (folder / "model.safetensors").write_bytes(b"weightz 2"),
+    "truncated optimizer": lambda folder: (folder / "optimizer.safetensors").write_bytes(b""),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no state": lambda folder: (folder / "state.json").unlink(),
+    "half a state": lambda folder: os.truncate(folder / "state.json", 40),
+    "another step": _edit_state(step=1),
+    "steps skipped": _edit_state(skipped=[1]),
+    "no checksums": _edit_state(sha256={}),
+    "changes": _edit_state(changes=[{"a": 1}]),
+    "another step's checkpoint": _copy_the_first,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, damage: str) -> None:
     _save(tmp_path, 1)
     folder = _save(tmp_path, 2)
-    weights, state = folder / "model.safetensors", folder / "state.json"
-    if damage == "edit":
-        weights.write_bytes(b"weightz 2")
-    elif damage == "truncate":
-        (folder / "optimizer.safetensors").write_bytes(b"")
-    elif damage == "remove":
-        weights.unlink()
-    elif damage == "no state":
-        state.unlink()
-    else:
-        state.write_text(state.read_text()[:40])
+    DAMAGE[damage](folder)
     step, (warning,) = _newest(tmp_path)
     assert step == 1
     assert "step-000002" in warning
@@ -88,33 +108,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, dama
     assert _newest(tmp_path) == (2, [])
 
 
-@pytest.mark.parametrize("edit", [{"step": 2}, {"skipped": [1]}, {"sha256": {}}, {"changes": [{"a": 1}]}])
-def test_an_edited_state_is_not_taken_for_what_was_written(tmp_path: Path, edit: dict) -> None:
-    _save(tmp_path, 1)
-    path = _save(tmp_path, 3) / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
-    step, (warning,) = _newest(tmp_path)
-    assert step == 1
-    assert "state.json" in warning
-
-
-def test_a_checkpoint_under_another_steps_name_is_passed_over(tmp_path: Path) -> None:
-    shutil.copytree(_save(tmp_path, 1), tmp_path / "checkpoints" / "step-000007")
-    assert _newest(tmp_path)[0] == 1
-
-
 def test_a_reader_moves_nothing(tmp_path: Path) -> None:
-    """`trainer eval`, beside a run that may be going on."""
+    """`trainer eval`, while the run may be in progress."""
     _save(tmp_path, 1)
     (_save(tmp_path, 2) / "model.safetensors").unlink()
-    warnings: list[str] = []
-    checkpoint = newest_checkpoint(tmp_path, warnings.append, set_aside=False)
-    assert checkpoint is not None
-    assert (checkpoint.step, len(warnings)) == (1, 1)
+    step, warnings = _newest(tmp_path, set_aside=False)
+    assert (step, len(warnings)) == (1, 1)
     assert _names(tmp_path) == ["step-000001", "step-000002"]
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
+def test_where_no_checkpoint_is_whole_nothing_starts_over(tmp_path: Path) -> None:
     for step in (1, 2):
         (_save(tmp_path, step) / "model.safetensors").unlink()
     for _ in range(2):

@@ -181,7 +181,7 @@ def _read(folder: Path) -> RunCheckpoint:
             damaged = [STATE]
         state = RunState(content["fingerprint"], tuple(content["changes"]), tuple(content["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"it is not whole ({error!r})") from None
+        raise UserError(f"it is not whole ({type(error).__name__}: {error})") from None
     if damaged:
         raise UserError(f"{damaged[0]} is not what was written")
     return RunCheckpoint(folder, step, state)

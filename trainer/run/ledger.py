@@ -49,7 +49,7 @@ class Ledger:
         """Truncate to `steps_done` steps. Raises UserError if the last file cannot be read."""
         self._folder, self._step = out / "ledger", steps_done
         self._tables: list[pa.Table] = []
-        resumed = self._folder.exists()  # a run older than ledgers has none
+        resumed = self._folder.exists()  # a run resumes without a ledger that was moved away
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("steps-*.arrow"):
             if int(path.stem.removeprefix("steps-")) > steps_done:
