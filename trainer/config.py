@@ -45,10 +45,10 @@ class TaskCounts(click.ParamType):
         else:
             self.fail(f"expected 5:1:4 (vqa:text:t2i) or vqa=5,text=1,t2i=4, got {value!r}", param, ctx)
         counts: dict[str, int] = {}
-        for name, count in ((str(name).strip(), str(count).strip()) for name, count in pairs):
-            if name not in TASK_ORDER or name in counts:
-                self.fail(f"expected {', '.join(TASK_ORDER)}, each at most once, got {name!r}", param, ctx)
-            counts[name] = _COUNT(count)
+        for name, count in pairs:
+            if (task := str(name).strip()) not in TASK_ORDER or task in counts:
+                self.fail(f"expected {', '.join(TASK_ORDER)}, each at most once, got {task!r}", param, ctx)
+            counts[task] = _COUNT(str(count).strip())
         return counts
 
 
@@ -78,9 +78,7 @@ class TrainConfig:
     train_gen_embed: bool = _what(
         True, "Train the embedding table of generated images too; untrained, it is noise to its aligner."
     )
-    model: str = _what(
-        "tiny", "A model folder, or a preset with random weights.", metavar="DIR|PRESET", in_graph=False
-    )
+    model: str = _what("tiny", "Folder, or preset (random weights).", metavar="DIR|PRESET", in_graph=False)
 
     shards: str = _data("data/shards", "Folder of shards.", metavar="DIR")
     sources: tuple[str, ...] = _data((), "Use only samples of these sources.", Names(), shown="all")
@@ -99,9 +97,7 @@ class TrainConfig:
         metavar="TASK=N,…",
     )
     max_length: int = _data(1024, "Tokens of a sample, at most: longer ones are refused, never cut.", _SIZE)
-    null_prompt_prob: float = _data(
-        0.1, "Probability that a t2i sample's prompt is nulled, for classifier-free guidance.", _DECAY
-    )
+    null_prompt_prob: float = _data(0.1, "Share of t2i prompts nulled, for classifier-free guidance.", _DECAY)
 
     steps: int = _step(100, "Optimizer steps.", _SIZE)
     batch_size: int = _step(
@@ -111,9 +107,7 @@ class TrainConfig:
     learning_rate: float = _step(
         STAGES[3].learning_rate, "Peak learning rate.", _ABOVE_ZERO, shown="the stage's: 1e-3, 1e-4, 4e-5"
     )
-    schedule: str = _step(
-        "constant", "Learning rate after warm-up: constant, or decaying to zero by the end.", _SCHEDULE
-    )
+    schedule: str = _step("constant", "After warm-up: constant, or decaying to zero by the end.", _SCHEDULE)
     warmup_steps: int = _step(
         STAGES[3].warmup_steps,
         "Steps over which the learning rate rises linearly.",
@@ -125,9 +119,7 @@ class TrainConfig:
     eps: float = _step(1e-8, "AdamW's epsilon.", _ABOVE_ZERO)
     weight_decay: float = _step(0.0, "AdamW's decoupled weight decay.", click.FloatRange(min=0))
     clip_norm: float = _step(1.0, "Clip the gradient to this global norm.", _ABOVE_ZERO)
-    skip_nonfinite: int = _step(
-        0, "Steps to discard because loss or gradient is not finite; one more stops the run.", _COUNT
-    )
+    skip_nonfinite: int = _step(0, "Non-finite steps to discard; one more stops the run.", _COUNT)
 
     out: str = _run("", "Folder of the run.", metavar="DIR", shown="outputs/TASK-001, the next free number")
     seed: int = _run(0, "Seed of the order of samples and the choice of nulled prompts.", _COUNT)
@@ -135,19 +127,13 @@ class TrainConfig:
     keep: int = _run(3, "Keep this many checkpoints, the newest.", _SIZE)
     log_every: int = _run(1, "Steps between log lines.", _SIZE)
     tensorboard: bool = _run(False, "Write TensorBoard event files as well as metrics.jsonl.")
-    eval_every: int = _run(
-        0, "Steps between validations with a small evaluation; 0: only losses, before and after.", _COUNT
-    )
+    eval_every: int = _run(0, "Steps between small evaluations; 0: only losses, before and after.", _COUNT)
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
 
     mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers up to rounding.", MODE)
     device: str = _compute("auto", "Where to compute.", DEVICE)
-    dtype: str = _compute(
-        "float32", "Of forward and backward; bfloat16 needs Ascend. Weights and moments are float32.", DTYPE
-    )
-    gradient_checkpointing: bool = _compute(
-        False, "Recompute each layer's activations in the backward: less memory, about a third more time."
-    )
+    dtype: str = _compute("float32", "Compute type (bfloat16: Ascend only); weights stay float32.", DTYPE)
+    gradient_checkpointing: bool = _compute(False, "Recompute activations: less memory, a third more time.")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -183,9 +169,7 @@ class EvalConfig:
     model: str = option(None, "Evaluate this model.", metavar="DIR|HUB_ID", shown="OUT's newest checkpoint")
     shards: Path = option(None, "Folder of shards.", FOLDER, shown="what OUT was trained on")
     split: str = option("validation", "Held-out split to evaluate.", click.Choice(SPLITS[1:]))
-    samples: int = option(
-        500, "Samples of each task, at most; always the same ones, by the hash of their id.", _SIZE
-    )
+    samples: int = option(500, "Samples of each task, at most; the same ones each time.", _SIZE)
     pubmedqa_test: Path | None = option(
         None, "PubMedQA's test_ground_truth.json: answer yes, no or maybe, whichever is likeliest.", FILE
     )

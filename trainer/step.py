@@ -31,8 +31,7 @@ from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.feed import StepData
 from trainer.stream.shapes import Batch
 
-GRAD_NORM = 3
-NUMBERS = {"text": 0, "vqa": 1, "t2i": 2, "grad_norm": GRAD_NORM}
+NUMBERS = {"text": 0, "vqa": 1, "t2i": 2, "grad_norm": 3}
 """Places of the tasks' summed losses and the gradient norm in the tensor that the host reads."""
 
 
@@ -46,7 +45,6 @@ class StepNumbers:
 
     @property
     def finite(self) -> bool:
-        """Whether the step may be applied."""
         return all(map(math.isfinite, (*self.loss_sum.values(), self.grad_norm)))
 
 
@@ -80,7 +78,7 @@ class _Measure(nn.Cell):
     def __init__(self, buffers: list[Parameter], numbers: Parameter) -> None:
         super().__init__(auto_prefix=False)
         self.buffers, self.numbers = ParameterTuple(buffers), numbers
-        self.norm_place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[GRAD_NORM])
+        self.norm_place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS["grad_norm"]])
 
     def construct(self) -> Tensor:
         """Numbers as `NUMBERS` places them; nothing is changed."""
@@ -152,29 +150,23 @@ class TrainStep:
         return self.measure()
 
     def accumulate(self, task: str, batch: Batch, scale: float) -> None:
-        """Run one micro-batch forward and backward and add up the gradient of `scale` times its summed loss.
-
-        Does not wait.
-        """
+        """Add up the gradient of `scale` times one micro-batch's summed loss; does not wait."""
         self._supervised[task] += batch.supervised
         self._accumulate[task](Tensor(np.float32(scale)), *map(Tensor, batch.inputs))
 
     def measure(self) -> StepNumbers:
         """Losses and gradient norm of all micro-batches since the last step; waits for the device.
 
-        The caller then calls `apply` or `discard`, so weights never meet a gradient that is not finite. It
-        costs a read of four floats a step: the device idles for one launch, and the next data are ready.
+        Then the caller decides to `apply` or `discard`: weights never meet a gradient that is not finite.
+        That costs a read of four floats and one launch a step; the next data are ready by then.
         """
         numbers = self._measure().asnumpy()
-        self._norm = norm = float(numbers[GRAD_NORM])
+        self._norm = norm = float(numbers[NUMBERS["grad_norm"]])
         loss_sum = {task: float(numbers[NUMBERS[task]]) for task in self._supervised}
         return StepNumbers(loss_sum, dict(self._supervised), norm)
 
     def apply(self, rate: float) -> None:
-        """Clip by the measured norm, apply AdamW, empty the buffers; does not wait.
-
-        Raises RuntimeError where the step was not measured.
-        """
+        """Clip by the norm that `measure` gave, apply AdamW, empty the buffers; does not wait."""
         if self._norm is None:
             raise RuntimeError("apply before measure: the gradient's norm is not known")
         self.optimizer.apply(self._norm, rate)
@@ -191,6 +183,5 @@ class TrainStep:
         self._numbers.asnumpy()
 
     def evaluate(self, task: str, batch: Batch) -> Score:
-        """The score of a whole batch."""
         (score,) = score_batch(self._evaluate[task], batch)
         return score

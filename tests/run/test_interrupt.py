@@ -1,7 +1,7 @@
 """Runs that are killed (`kill -9`) or stopped (SIGTERM, Ctrl-C) again and again end as one that never was.
 
-For each task, and for all in one, a run is killed at five points drawn from a seed, and resumed after each:
-while it starts, within steps, and while it saves. Twenty points in all.
+For each task, and for all in one, a run is killed at five points drawn from a seed, while it starts, steps
+and saves; it is resumed after each.
 """
 
 from __future__ import annotations
@@ -89,13 +89,15 @@ def test_a_run_killed_at_five_points_ends_as_one_that_was_not(
     assert [path.name for path in (work / f"{task}-killed").rglob(".tmp-*")] == []
 
 
-STEPS = 60
+STEPS, EVERY = 60, 6
+
+
+def _until_line(process: subprocess.Popen[str], start: str) -> None:
+    next(line for line in process.stdout if line.startswith(start))
 
 
 def _until_compiling(process: subprocess.Popen[str], run: Path) -> None:
-    for line in process.stdout:
-        if line.startswith("frozen: "):  # the last line before the first graph
-            break
+    _until_line(process, "frozen: ")  # the last line before the first graph
     time.sleep(0.3)
 
 
@@ -104,19 +106,16 @@ def _until_stepping(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def _until_evaluating(process: subprocess.Popen[str], run: Path) -> None:
-    next(step for step in steps_seen(process) if step % EVERY == 0)  # the validation comes behind this line
+    next(step for step in steps_seen(process) if step % EVERY == 0)  # the validation follows this line
 
 
 def _until_saving(process: subprocess.Popen[str], run: Path) -> None:
-    for line in process.stdout:
-        if line.startswith("validation after step"):  # and the save behind this one
-            break
+    _until_line(process, "validation after step")  # the save follows this line
     until = time.monotonic() + 5
     while not any(run.glob("checkpoints/.tmp-step-*")) and time.monotonic() < until:
         time.sleep(0.0005)
 
 
-EVERY = 6
 MOMENTS = [
     (_until_stepping, signal.SIGTERM, 0),
     (_until_stepping, signal.SIGINT, 130),
@@ -173,10 +172,8 @@ with StopSignals() as stop:
 
 
 def _busy(how: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUSY, how]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
+    command, pipe = [sys.executable, "-c", BUSY, how], subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, bufsize=1)
     assert process.stdout.readline() == "busy\n"
     return process
 

@@ -16,8 +16,6 @@ from safetensors.numpy import load_file, save_file
 from shards.read import ShardSet
 
 STEPS = 6
-
-
 GIVEN = ("--task", "text", "--model", "model", "--shards", "shards")
 GIVEN += ("--steps", STEPS, "--eval-samples", 0, "--save-every", 1, "--keep", 9, "--micro-batch", 3)
 
@@ -67,7 +65,7 @@ def poison(work: Path) -> str:
     return sample.sample_id
 
 
-def test_so_many_as_allowed_are_skipped_and_resuming_stays_exact(work: Path, poison: str) -> None:
+def test_as_many_as_allowed_are_skipped_and_resuming_stays_exact(work: Path, poison: str) -> None:
     given = [*GIVEN, "--task", "t2i", "--model", "poisoned", "--batch-size", 2]
     train_well(work, *given, "--skip-nonfinite", 9, "--out", "skipping")
     run = work / "skipping"
@@ -76,9 +74,8 @@ def test_so_many_as_allowed_are_skipped_and_resuming_stays_exact(work: Path, poi
     skipped = [record for record in records(run) if record["kind"] == "skipped"]
     assert [record["step"] for record in skipped] == hit
     assert 0 < len(hit) < STEPS
-    assert [record["step"] for record in records(run) if record["kind"] == "step"] == sorted(
-        {*range(1, 7)} - {*hit}
-    )
+    steps = [record["step"] for record in records(run) if record["kind"] == "step"]
+    assert steps == sorted({*range(1, 7)} - {*hit})
     # A step that is skipped is none for AdamW.
     optimizer = load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "optimizer.safetensors")
     assert optimizer["step"].tolist() == [STEPS - len(hit)]

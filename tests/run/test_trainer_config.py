@@ -142,6 +142,8 @@ def test_contradictions_are_refused_in_one_line(arguments: list[str], says: str)
 
 def test_the_default_batch_grows_to_hold_the_ratio_of_fixed_samples() -> None:
     assert resolve({"samples": {"vqa": 100, "text": 21, "t2i": 80}}).batch_size == 201
+    with pytest.raises(UserError, match="at least one task"):
+        resolve({"samples": {"vqa": 0}})
 
 
 def test_stages_train_what_the_report_says() -> None:
@@ -151,8 +153,3 @@ def test_stages_train_what_the_report_says() -> None:
     assert third - second == {"siglip"}
     assert trained_parts(1, train_gen_embed=True) - first == {"gen_embed"}
     assert trained_parts(3, train_gen_embed=True) == PARTS.keys() - {"vq"}
-
-
-def test_counts_cannot_be_made_without_a_task() -> None:
-    with pytest.raises(UserError, match="at least one task"):
-        resolve({"samples": {"vqa": 0}})

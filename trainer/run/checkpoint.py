@@ -58,7 +58,6 @@ class RunCheckpoint:
     state: RunState
 
     def optimizer(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by name."""
         return load_file(self.folder / OPTIMIZER)
 
     def kept_shapes(self, now: Mapping[str, Any], accepted: Collection[str]) -> Mapping[str, Any]:
@@ -135,13 +134,9 @@ def save_checkpoint(
 
 
 def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
-    """Remove all checkpoints but the newest `keep` and `source`.
-
-    source: the one that this process resumed from. Each save copies from it what is never trained.
-    """
-    for old in _folders(out)[keep:]:
-        if old != source:
-            shutil.rmtree(old)
+    """Remove all but the newest `keep` and `source`, from which each save copies what is never trained."""
+    for old in {*_folders(out)[keep:]} - {source}:
+        shutil.rmtree(old)
 
 
 def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> RunCheckpoint | None:

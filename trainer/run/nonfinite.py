@@ -65,19 +65,16 @@ def _write(
         if isinstance(array, np.ndarray)
     }
     np.savez(folder / "inputs.npz", **inputs)
+    # In float64: squares may overflow float32.
+    norms = {w.name: math.sqrt(np.square(w.asnumpy(), dtype=np.float64).sum()) for w in weights}
     content = {
         "step": step,
         "loss_sum": {task: _plain(total) for task, total in numbers.loss_sum.items()},
         "supervised": numbers.supervised,
         "grad_norm": _plain(numbers.grad_norm),
-        "parameter_norms": {weight.name: _plain(_norm(weight)) for weight in weights},
+        "parameter_norms": {name: _plain(norm) for name, norm in norms.items()},
     }
     (folder / "numbers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _norm(weight: Parameter) -> float:
-    """In float64: float32 may overflow."""
-    return math.sqrt(np.square(weight.asnumpy(), dtype=np.float64).sum())
 
 
 def _plain(number: float) -> float | str:

@@ -96,10 +96,7 @@ def open_run(
 def check_model(
     name: str, tasks: Iterable[str], folder: ModelFolder, shards: ShardSet, tokenizer: JanusTokenizer
 ) -> None:
-    """Raise UserError unless the shards were made for this model: its tokenizer and codes.
-
-    name: the model's, as the user gave it. tasks: what it is used for.
-    """
+    """Raise UserError unless tokenizer and codes of the shards are the model's; the user calls it `name`."""
     manifest = shards.manifest
     own = folder.path / "tokenizer.json" if folder.path else None
     if own and own.is_file() and hash_file(own) != manifest.tokenizer["sha256"]:
@@ -119,12 +116,12 @@ def named_folder(config: TrainConfig, resume: bool) -> Path | None:
 
     Raises UserError if the folder holds a run and `resume` is False, or none and it is True.
     """
+    if not config.out and resume:
+        runs = OUTPUTS.glob(f"*/{CONFIG}")
+        newest = max(runs, default=None, key=lambda path: path.stat().st_mtime)
+        hint = f"; the newest is {newest.parent}" if newest else ""
+        raise UserError(f"--resume needs --out, the folder of the run{hint}")
     if not config.out:
-        if resume:
-            runs = OUTPUTS.glob(f"*/{CONFIG}")
-            newest = max(runs, default=None, key=lambda path: path.stat().st_mtime)
-            hint = f"; the newest is {newest.parent}" if newest else ""
-            raise UserError(f"--resume needs --out, the folder of the run{hint}")
         return None
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -150,10 +147,7 @@ def next_free_folder(task: str) -> Path:
 
 
 def lock_folder(out: Path, stack: ExitStack) -> None:
-    """Make the folder if it is missing, and lock out other trainers until `stack` closes.
-
-    Raises UserError if another trainer holds the lock, or the folder cannot be written to.
-    """
+    """Make the folder if it is missing; lock out other trainers until `stack` closes, or raise UserError."""
     busy = f"--out {out}: another trainer is at work in this folder; wait for its end, or choose another"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -172,10 +166,7 @@ def write_config(out: Path, config: TrainConfig, changes: Iterable[Mapping[str, 
 
 
 def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, Path]:
-    """(model, shards) to evaluate; where None, the run's newest checkpoint and its shards.
-
-    Raises UserError if the run has none.
-    """
+    """(model, shards) to evaluate; for None, the run's newest checkpoint and its shards, or UserError."""
     if model and shards:
         return model, shards
     if not (out / CONFIG).is_file():
