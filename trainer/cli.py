@@ -46,8 +46,8 @@ def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: 
     SIGTERM and Ctrl-C save after the current step and exit with 0 and 130; a second Ctrl-C exits at once.
     """
     own = Path(given.get("out", "")) / CONFIG
-    if recipe is None and resume and own.is_file():
-        recipe = str(own)
+    if resume and own.is_file():
+        recipe = recipe or str(own)
     config = resolve((load_recipe(recipe) if recipe else {}) | given)
     if accepted and not resume:
         raise UserError("--resume-with: is for --resume")

@@ -127,7 +127,9 @@ class TrainConfig:
     keep: int = _run(3, "Keep this many checkpoints, the newest.", _SIZE)
     log_every: int = _run(1, "Steps between log lines.", _SIZE)
     tensorboard: bool = _run(False, "Write TensorBoard event files as well as metrics.jsonl.")
-    eval_every: int = _run(0, "Steps between small evaluations; 0: only losses, before and after.", _COUNT)
+    eval_every: int = _run(
+        0, "Steps between evaluations; 0: only validation losses, before and after.", _COUNT
+    )
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
 
     mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers up to rounding.", MODE)

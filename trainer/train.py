@@ -53,7 +53,7 @@ def _train(run: Run, log: RunLog, stop: StopSignals, began: float) -> None:
         log.say(f"nothing left to do: {run.steps_done} steps are done; raise --steps to train further")
         return
     training = _Training(run, log)
-    stop.save_first()
+    stop.can_save = True
     checkpoint = training.steps(stop)
     if stop.received:
         log.say(f"stopped by {stop.received.name}, saved {checkpoint}: resume with --out {run.out} --resume")

@@ -165,7 +165,7 @@ import hashlib, sys
 from trainer.run.signals import StopSignals
 with StopSignals() as stop:
     if sys.argv[1] == "stepping":
-        stop.save_first()
+        stop.can_save = True
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"a call that no handler interrupts", b"", 2**31 - 1)
 """

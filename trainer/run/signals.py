@@ -19,17 +19,14 @@ EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 class StopSignals:
     """A context that receives SIGTERM and SIGINT. Enter it in the main thread, before others start.
 
-    Until `save_first` is called there is nothing to save, and the first signal ends the process.
+    Once `can_save` is set, the first signal only sets `received`, and the loop saves and stops; before, there
+    is nothing to save, and it ends the process.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._saves = False
+        self.can_save = False
         self._lock = threading.Lock()
-
-    def save_first(self) -> None:
-        """From now on the first signal only sets `received`: the loop saves and stops."""
-        self._saves = True
 
     @property
     def exit_code(self) -> int:
@@ -71,7 +68,7 @@ class StopSignals:
     def _notice(self, number: signal.Signals) -> None:
         with self._lock:
             again = self.received is not None
-            if not self._saves or (again and number == signal.SIGINT):
+            if not self.can_save or (again and number == signal.SIGINT):
                 click.echo(f"{number.name}: ended at once; what was saved before is whole", err=True)
                 os._exit(EXIT_CODES[number])
             if not again:
