@@ -58,8 +58,9 @@ def _kill(work: Path, arguments: list, point: str, step: int, drawn: random.Rand
         for last in steps_seen(process):
             if last >= (to_save if point == "save" else step):
                 break
-        if point == "save":
-            _wait_for_save(work / arguments[arguments.index("--out") + 1] / "checkpoints", last)
+        if point == "save":  # on a fast machine it may be over by the time one looks
+            run = work / arguments[arguments.index("--out") + 1]
+            _wait_for(run, f".tmp-step-{last:06d}", f"step-{last:06d}")
         time.sleep(drawn.uniform(0, 0.03))
     process.kill()
     code, _, err = finish(process)
@@ -67,11 +68,10 @@ def _kill(work: Path, arguments: list, point: str, step: int, drawn: random.Rand
     return f"{point} {last}"
 
 
-def _wait_for_save(checkpoints: Path, step: int) -> None:
-    """Until the save has begun; on a fast machine it may be over by the time one looks."""
-    begun = checkpoints / f".tmp-step-{step:06d}", checkpoints / f"step-{step:06d}"
+def _wait_for(run: Path, *checkpoints: str) -> None:
+    """Until a folder of one of these names is there, but 5 s at most."""
     until = time.monotonic() + 5
-    while not any(folder.exists() for folder in begun) and time.monotonic() < until:
+    while time.monotonic() < until and not any(any(run.glob(f"checkpoints/{x}")) for x in checkpoints):
         time.sleep(0.0005)
 
 
@@ -111,9 +111,7 @@ def _until_evaluating(process: subprocess.Popen[str], run: Path) -> None:
 
 def _until_saving(process: subprocess.Popen[str], run: Path) -> None:
     _until_line(process, "validation after step")  # the save follows this line
-    until = time.monotonic() + 5
-    while not any(run.glob("checkpoints/.tmp-step-*")) and time.monotonic() < until:
-        time.sleep(0.0005)
+    _wait_for(run, ".tmp-step-*")
 
 
 MOMENTS = [
