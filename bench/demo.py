@@ -26,8 +26,7 @@ from bench.measures.link import ROOT
 from janus.checkpoint.folder import write_json
 from janus.common.files import write_file
 from janus.generate.pictures import save_picture
-from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES
-from pipelines.sample.scenes import Scene, look, shuffled_scenes
+from pipelines.sample.scenes import BACKGROUNDS, COLOURS, COLUMNS, SHAPES, Scene, look, shuffled_scenes
 from trainer.report.records import EVALUATIONS, History, read_history
 
 BASELINES = 2.0

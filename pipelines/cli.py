@@ -7,7 +7,6 @@ pipelines build --data data/sample --tokenizer data/sample/tokenizer
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,21 +19,16 @@ from pipelines.sources import load_sources
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
 _rows = partial(option, group="Rows and shards")
 _compute = partial(option, group="Computation")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Everything that a build can be told; each stage takes its share."""
+    """All options of a build; each stage takes its share."""
 
-    data: Path = option(
-        Path("data/hub"), "Folder of the raw datasets (PubMedQA, artwork, …).", FOLDER, group="Folders"
-    )
-    work: Path = option(
-        Path("data/work"), "Folder of the stages' outputs, reused by later runs.", FOLDER, group="Folders"
-    )
+    data: Path = option(Path("data/hub"), "Folder of the raw datasets.", FOLDER, group="Folders")
+    work: Path = option(Path("data/work"), "Stages' outputs, reused by later runs.", FOLDER, group="Folders")
     out: Path = option(Path("data/shards"), "Folder to write the shards to.", FOLDER, group="Folders")
     tokenizer: Path = option(
         None,
@@ -65,26 +59,23 @@ class BuildOptions:
     )
     seed: int = _rows(0, "Seed of the split and of the shuffle.", metavar="N")
     format: str = _rows("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
-    keep_images: bool = _rows(
-        False, "Keep text-to-image originals in the shards, beside the codes that are trained on."
-    )
+    keep_images: bool = _rows(False, "Keep text-to-image originals in the shards, next to their codes.")
     model: str = _compute(
         "tiny",
-        "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes; a preset has none: its "
-        "codes are of random weights and mean nothing.",
+        "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes. A preset has random "
+        "weights: its codes mean nothing.",
         metavar="DIR|HUB_ID|PRESET",
     )
-    device: str = _compute("auto", "Where the VQ encoder computes.", DEVICE)
+    device: str = _compute("auto", "Device of the VQ encoder.", DEVICE)
     workers: int = _compute(
         CORES,
-        "Processes; the shards are the same for any number.",
+        "Worker processes; the shards are the same for any number.",
         click.IntRange(min=1),
         shown="all cores",
     )
 
 
-def _stage(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return add_options(BuildOptions, *names)
+_options = partial(add_options, BuildOptions)
 
 
 @click.group(cls=Group)
@@ -98,8 +89,8 @@ def main() -> None:
 
 
 @main.command()
-@_stage("data")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the drawn pictures and facts.")
+@_options("data")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the pictures and facts.")
 def sample(data: Path, seed: int) -> None:
     """Write a small synthetic data set, in the four datasets' own layouts, with its tokenizer.
 
@@ -111,7 +102,7 @@ def sample(data: Path, seed: int) -> None:
 
 
 @main.command()
-@_stage("data", "sources")
+@_options("data", "sources")
 def download(data: Path, sources: tuple[str, ...]) -> None:
     """Fetch the real datasets from the hub at their pinned commits; resumable."""
     from pipelines.sources import download
@@ -119,52 +110,36 @@ def download(data: Path, sources: tuple[str, ...]) -> None:
     download(data, sources)
 
 
-@main.command()
-@_stage("data", "work", "sources", "max_reject_rate")
-def ingest(**options: Any) -> None:
-    """Read the raw datasets into one table of rows, each picture once."""
-    _run(["ingest"], options)
-
-
-@main.command()
-@_stage("work", "tokenizer", "max_length", "max_reject_rate", "workers")
-def tokenize(**options: Any) -> None:
-    """Encode prompts and answers into ids and supervised spans."""
-    _run(["tokenize"], options)
-
-
-@main.command()
-@_stage("work", "tokenizer", "max_reject_rate", "workers")
-def images(**options: Any) -> None:
-    """Decode each picture and bring it to the model's square."""
-    _run(["images"], options)
-
-
-@main.command()
-@_stage("work", "model", "device")
-def vq(**options: Any) -> None:
-    """Encode text-to-image pictures into the VQ codes that are trained on.
-
-    A run that was stopped resumes after the pictures it has encoded.
-    """
-    _run(["vq"], options)
-
-
-@main.command()
-@_stage("work", "out", "tokenizer", "validation_fraction", "seed", "format", "keep_images")
-def write(**options: Any) -> None:
-    """Split, shuffle and write the shards and their manifest."""
-    _run(["write"], options)
-
-
-@main.command()
-@_stage()
-def build(**options: Any) -> None:
-    """All stages from raw datasets to shards, then a summary."""
-    _run(["ingest", "tokenize", "images", "vq", "write"], options)
-
-
-def _run(stages: list[str], options: dict[str, Any]) -> None:
+def _run(stages: list[str], **options: Any) -> None:
     from pipelines.stage import run_stages
 
     run_stages(stages, options)
+
+
+STAGES = {
+    "ingest": (
+        "Read the raw datasets into one table of rows, each picture once.",
+        ["data", "work", "sources", "max_reject_rate"],
+    ),
+    "tokenize": (
+        "Encode prompts and answers into ids and supervised spans.",
+        ["work", "tokenizer", "max_length", "max_reject_rate", "workers"],
+    ),
+    "images": (
+        "Decode each picture and scale it to the model's square.",
+        ["work", "tokenizer", "max_reject_rate", "workers"],
+    ),
+    "vq": (
+        "Encode text-to-image pictures into VQ codes to train on; an interrupted run resumes.",
+        ["work", "model", "device"],
+    ),
+    "write": (
+        "Split, shuffle and write the shards and their manifest.",
+        ["work", "out", "tokenizer", "validation_fraction", "seed", "format", "keep_images"],
+    ),
+}
+for _stage, (_help, _names) in STAGES.items():
+    main.command(_stage, help=_help)(_options(*_names)(partial(_run, [_stage])))
+main.command("build", help="All stages from raw datasets to shards, then a summary.")(
+    _options()(partial(_run, list(STAGES)))
+)

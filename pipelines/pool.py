@@ -1,7 +1,7 @@
-"""Chunks over worker processes, results in the chunks' own order whatever the number of workers.
+"""Chunks over worker processes; results keep the order of the chunks, whatever the number of workers.
 
-Workers start fresh (forkserver or spawn), never forked from a process that has threads. Even a single worker
-is a process of its own: a row may kill the process that reads it, and must not take the build with it.
+Workers start fresh (forkserver or spawn), never forked from a process with threads. Even a single worker is a
+separate process: a row that kills the process that reads it must not kill the build.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AHEAD = 4
 """Chunks submitted per worker before the first result is awaited; bounds memory."""
 
 KILLS_WORKER = "kills_worker"
-"""Reason of a row on which a worker process died, and died again when it was the only one."""
+"""Reason to reject a row on which a worker process died, twice: the second time on that row only."""
 KILLED_TWICE = "a worker process died on it, twice"
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -45,14 +45,14 @@ class Chunk:
     table: Path
     batch: int
     out: Path
-    skip: frozenset[int] = frozenset()  # rows to set aside untouched, as KILLS_WORKER
+    skip: frozenset[int] = frozenset()  # rows to reject unread, as KILLS_WORKER
 
     def read(self) -> pa.RecordBatch:
-        """The batch, with the skipped rows."""
+        """The batch, including the skipped rows."""
         return read_batch(self.table, self.batch)
 
     def names(self) -> list[str]:
-        """What an error calls each row. A picture goes by its sha256; `rejects.arrow` lists its rows."""
+        """Each row's name in errors. A picture goes by its sha256; `rejects.arrow` lists its rows."""
         batch = self.read()
         if "source_key" not in batch.schema.names:
             return [f"picture {sha256}" for sha256 in batch["image_sha256"].to_pylist()]
@@ -81,9 +81,9 @@ def start_forkserver(modules: Sequence[str]) -> None:
 def map_chunks(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int) -> Iterator[Result]:
     """`work(chunk)` for every chunk, in order. work is pickled: a module's function, or a partial of one.
 
-    If a worker dies (killed, crashed or out of memory), the chunks in flight are done again one at a time,
-    and a row that kills on its own is skipped. Raises UserError naming the chunk if it kills although none of
-    its rows does.
+    If a worker dies (killed, crashed or out of memory), the chunks in flight are repeated one at a time, and
+    a row that kills by itself is skipped. Raises UserError naming a chunk that kills although none of its
+    rows does.
     """
     left = deque(chunks)
     while left:
@@ -112,10 +112,10 @@ def _pooled(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: i
 
 
 def _rescued(work: Callable[[Chunk], Result], chunk: Chunk) -> Result:
-    """The chunk's result without the rows that kill, which are found by halving."""
+    """The chunk's result without the rows that kill; halving finds them."""
 
     def attempt(rows: Sequence[int]) -> tuple[Result] | None:
-        """The result for some of the rows from a process of its own; None if that dies."""
+        """The result for these rows from a separate process; None if that dies."""
         try:
             with _executor(1) as pool:
                 skip = frozenset(range(len(names))) - frozenset(rows)
@@ -136,7 +136,7 @@ def _rescued(work: Callable[[Chunk], Result], chunk: Chunk) -> Result:
         return result[0]
     found = [row for row in killers(rows) if not attempt([row])]
     for row in found:
-        died = f"a worker process died on {names[row]}, and again on that row by itself; it is set aside"
+        died = f"a worker process died on {names[row]}, and again on that row by itself; it is rejected"
         click.echo(f"WARNING: {chunk}: {died}", err=True)
     if result := attempt([row for row in rows if row not in found]):
         return result[0]
@@ -155,11 +155,11 @@ def _start_worker() -> None:
     """One thread per process: the pool is the parallelism. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    def die_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
     # Otherwise a worker would outlive a killed parent, and write into what the next run is making.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=die_with_parent, daemon=True).start()

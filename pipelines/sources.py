@@ -1,6 +1,6 @@
-"""The datasets a build reads, as `sources.yaml` lists them; which are in a data folder; their download.
+"""The datasets of `sources.yaml`: which of them a data folder holds, and their download.
 
-`<data>/revisions.json` says which commit of each was downloaded; from there it enters the manifest.
+`<data>/revisions.json` says which commit of each was downloaded; the manifest repeats it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ TIMEOUT = 10.0
 class Source:
     """One dataset."""
 
-    name: str  # as in the column `source`
+    name: str  # in the column `source`
     repo_id: str  # of the dataset on the hub
     revision: str | None  # commit hash; None: looked up at the first download and kept
     patterns: tuple[str, ...]  # files that are needed, relative to the folder
-    folder: str  # its place in the data folder
-    adapter: str  # module in pipelines/adapters that reads it
+    folder: str  # in the data folder
+    adapter: str  # a key of ADAPTERS
     task: str  # text, vqa or t2i
     licence: str
     upstream_splits: tuple[str, ...]
-    may_lack_images: bool = False  # rows without their picture are expected, and do not stop a build
+    may_lack_images: bool = False  # missing pictures are expected and do not stop a build
 
     @property
     def keeps_splits(self) -> bool:
@@ -44,17 +44,17 @@ class Source:
 
 def load_sources(names: Sequence[str] = ()) -> list[Source]:
     """The named sources of sources.yaml, or all, in its order."""
-    content = yaml.safe_load((Path(__file__).parent / "sources.yaml").read_text(encoding="utf-8"))["sources"]
-    lists = {name: {k: tuple(v) for k, v in e.items() if isinstance(v, list)} for name, e in content.items()}
-    chosen = [name for name in content if not names or name in names]
-    return [Source(name=name, **{**content[name], **lists[name]}) for name in chosen]
+    content = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))["sources"]
+    chosen = {name: entry for name, entry in content.items() if not names or name in names}
+    lists = ("patterns", "upstream_splits")
+    return [Source(n, **entry | {key: tuple(entry[key]) for key in lists}) for n, entry in chosen.items()]
 
 
 def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
     """The named sources (or all) whose folder is in `data`; the others are reported as skipped.
 
-    Their `revision` is the one in `revisions.json`, None for files put there by hand. Raises UserError if
-    there is no such folder at all.
+    Their `revision` comes from `revisions.json`, None for files put there by hand. Raises UserError if `data`
+    holds none of the folders.
     """
     revisions = read_revisions(data)
     chosen = [replace(source, revision=revisions.get(source.name)) for source in load_sources(names)]
@@ -72,7 +72,7 @@ def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
 
 
 def read_revisions(data: Path) -> dict[str, str]:
-    """Source → commit that was downloaded into `data`, or that its files are synthetic."""
+    """Source → commit that was downloaded into `data`, or a note that its files are synthetic."""
     try:
         return json.loads((data / REVISIONS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,9 +82,9 @@ def read_revisions(data: Path) -> dict[str, str]:
 
 
 def write_revisions(data: Path, revisions: dict[str, str]) -> None:
-    """Add to what `data` is known to hold."""
-    content = read_revisions(data) | revisions
-    write_text(data / REVISIONS, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    """Add to the revisions of `data`."""
+    content = json.dumps(read_revisions(data) | revisions, indent=1, sort_keys=True)
+    write_text(data / REVISIONS, content + "\n")
 
 
 def download(data: Path, names: Sequence[str]) -> None:

@@ -1,37 +1,42 @@
 """What the stages share, and the build that runs them one after another.
 
 A stage's folder is whole or absent, and a stage is skipped while nothing it depends on has changed:
-`stage.json` in the folder holds the fingerprint of the fingerprints of the stages before, the parameters and
-the version of the code below. Raw files enter by path, size and modification time (ns): a change that keeps
-all three goes unseen.
+`stage.json` in the folder holds a fingerprint of the previous stages' fingerprints, the parameters and the
+version of the code. Raw files enter by path, size and modification time (ns): a change that keeps all three
+goes unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 
 from janus.common.errors import UserError
-from janus.common.files import exclusive_lock, write_folder
+from janus.common.files import exclusive_lock, write_file, write_folder
+from janus.prompts import SPLITS
 from pipelines.pool import start_forkserver
-from pipelines.rejects import check_reject_rate, gather_rejects, print_summary
+from pipelines.tables import REJECT_SCHEMA, REJECTS, read_table, write_table
 
 CODE_VERSION = 2
-"""Raised whenever a stage comes to give other content from the same inputs."""
+"""Raised whenever the same inputs come to give a stage other content."""
 
 STAGES = ("ingest", "tokenize", "images", "vq", "write")
-"""Modules of `pipelines/stages`, each with `run(…)`, whose parameters are named as the options are."""
+"""Modules of `pipelines/stages`, each with `run(…)`, whose parameters have the names of the options."""
 POOLED = ("tokenize", "images")
 """Stages whose module the worker processes import."""
 
 STAGE_FILE = "stage.json"
+
+SPLIT_REASONS = ("duplicate", "duplicate_id", "leak")
+"""Usable rows that are rejected because of other rows: they never stop a build."""
 
 
 def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
@@ -42,6 +47,7 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
     """
     work: Path = options["work"]
     busy = f"{work}: another build is at work in this folder; wait for its end, or give another --work"
+    stage = stages[0]
     try:
         work.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(work / ".lock", busy):
@@ -54,22 +60,68 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
             for stage in stages:
                 _run(stage, work, options)
     except OSError as error:
-        where = error.filename or work
-        raise UserError(f"{where}: {error.strerror or error}; finished stages are kept") from error
+        raise UserError(
+            f"{stage}: {error.filename or work}: {error.strerror or error}; make room, or repair the folder, "
+            "and run again: finished stages are kept"
+        ) from error
 
 
 def _run(stage: str, work: Path, options: Mapping[str, Any]) -> None:
-    """Run a stage, stop if too many rows are unusable by now, and sum up after the last one."""
-    run = import_module(f"pipelines.stages.{stage}").run  # only now: what it imports may be slow
+    """Run a stage, stop if too many rows are unusable by now, and print a summary after the last one."""
+    run = import_module(f"pipelines.stages.{stage}").run  # only now: its imports may be slow
     done = run(**{name: options[name] for name in signature(run).parameters})
     rejects = gather_rejects(work, STAGES[: STAGES.index(stage) + 1])
     if "max_reject_rate" in options:
-        ingested = require_stage("ingest", work)
-        lenient = [s["name"] for s in ingested["inputs"]["sources"] if s["may_lack_images"]]
-        read = ingested["notes"]["read"]
-        check_reject_rate(rejects, read, lenient, options["max_reject_rate"], work)
+        _check_reject_rate(rejects, require_stage("ingest", work), options["max_reject_rate"], work)
     if stage == "write":
-        print_summary(done["notes"])
+        _print_summary(done["notes"])
+
+
+def _check_reject_rate(table: pa.Table, ingested: Mapping[str, Any], max_rate: float, work: Path) -> None:
+    """Raise UserError with the most frequent reason if more than `max_rate` of the rows read are unusable.
+
+    ingested: stage.json of ingest. Pictures missing in a source that may lack them do not count.
+    """
+    import polars as pl  # not above: the workers of every stage import this module and do not need polars
+
+    rejects = pl.DataFrame(pl.from_arrow(table))
+    lenient = [source["name"] for source in ingested["inputs"]["sources"] if source["may_lack_images"]]
+    expected = pl.col("source").is_in(lenient) & (pl.col("reason") == "image_missing")
+    counted = rejects.filter(~expected & ~pl.col("reason").is_in(SPLIT_REASONS))
+    rows = sum(ingested["notes"]["read"].values()) - rejects.filter(expected).height
+    if counted.height <= max_rate * rows:
+        return
+    reason, times = counted["reason"].value_counts(sort=True).row(0)
+    raise UserError(
+        f"{counted.height:,} of {rows:,} rows cannot be used, more than --max-reject-rate {max_rate:g}; "
+        f"most often {reason} ({times:,}); see {work / REJECTS}"
+    )
+
+
+def _print_summary(notes: Mapping[str, Any]) -> None:
+    """Print what a build made and what it lost. notes: those of the write stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    written = Table("task", "source", title="rows written")
+    for name in (*SPLITS, "all"):
+        written.add_column(name, justify="right")
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for task, source, split, count in notes["written"]:
+        counts.setdefault((task, source), {})[split] = count
+    for names, of_split in counts.items():
+        cells = [*(of_split.get(split, 0) for split in SPLITS), sum(of_split.values())]
+        written.add_row(*names, *(f"{cell:,}" for cell in cells))
+    lost = Table("source", "stage", "reason", title="rows set aside")
+    lost.add_column("rows", justify="right")
+    for *names, count in notes["rejected"]:
+        lost.add_row(*names, f"{count:,}")
+    console = Console()
+    console.print(written)
+    console.print(lost if lost.row_count else "no row was set aside")
+    read, kept = sum(notes["read"].values()), sum(row[-1] for row in notes["written"])
+    rejected = sum(row[-1] for row in notes["rejected"])
+    console.print(f"{read:,} rows read = {kept:,} written + {rejected:,} set aside")
 
 
 def run_stage(
@@ -78,7 +130,7 @@ def run_stage(
     """Run `body(folder)` unless `<work>/<name>` was made from the same inputs; gives stage.json's content.
 
     inputs: everything the content depends on, as JSON values. body: fills the folder, gives notes for
-    stage.json. Raises UserError naming the file if one cannot be read or written.
+    stage.json.
     """
     mark = fingerprint({"stage": name, "version": CODE_VERSION, **inputs})
     folder = work / name
@@ -93,15 +145,16 @@ def run_stage(
         # The old mark goes first: a folder that is half removed must not count as whole.
         (folder / STAGE_FILE).unlink(missing_ok=True)
 
-    try:
-        write_folder(folder, fill)
-    except OSError as error:
-        where = error.filename or work
-        raise UserError(
-            f"{name}: {where}: {error.strerror or error}; make room, or repair the folder, and run again: "
-            "finished stages are kept"
-        ) from error
+    write_folder(folder, fill)
     return content
+
+
+def gather_rejects(work: Path, stages: Iterable[str]) -> pa.Table:
+    """The rejects of all these stages, also written to `<work>/rejects.arrow`."""
+    files = [work / stage / REJECTS for stage in stages]
+    table = pa.concat_tables([REJECT_SCHEMA.empty_table(), *(read_table(f) for f in files if f.is_file())])
+    write_file(work / REJECTS, lambda path: write_table(path, table))
+    return table
 
 
 def require_stage(name: str, work: Path) -> dict[str, Any]:

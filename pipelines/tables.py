@@ -3,8 +3,8 @@
 `<work>/ingest/<source>.rows.arrow` holds rows without pictures; `<work>/ingest/<kind>.images.arrow` holds
 each picture once. A row's *position* is its number across all row files, sources in the order of
 `sources.yaml`; the tokenize stage keeps it, so rows and tokens need no join. Tables are read a batch at a
-time, so memory stays flat as files grow. Prepared pictures lie one to a batch in
-`<work>/images/<kind>-<part>.arrow`; `<kind>.index.arrow` says where each one is.
+time, so memory stays flat as files grow. `<work>/images/<kind>-<part>.arrow` holds prepared pictures, one per
+batch; `<kind>.index.arrow` says where each one is.
 """
 
 from __future__ import annotations
@@ -20,22 +20,14 @@ import pyarrow as pa
 
 from shards.duplicates import HASH_BYTES
 
-HISTORY = pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))
-
 ROW_SCHEMA = pa.schema(
     [
-        ("task", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("source_key", pa.string()),
-        ("history", HISTORY),
-        ("prompt", pa.string()),
-        ("answer", pa.string()),
-        ("image_sha256", pa.string()),
-        ("sha256", pa.string()),
+        *((name, pa.string()) for name in ("task", "source", "split", "source_key")),
+        ("history", pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))),
+        *((name, pa.string()) for name in ("prompt", "answer", "image_sha256", "sha256")),
     ]
 )
-"""What ingest gives."""
+"""Rows of ingest."""
 
 IMAGE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("image", pa.large_binary())])
 """Encoded pictures (ingest), and prepared ones, raw uint8 (images)."""
@@ -48,9 +40,9 @@ INDEX_SCHEMA = pa.schema(
         ("batch", pa.int32()),
     ]
 )
-"""Where a prepared picture lies."""
+"""Where each prepared picture is."""
 INDEX_ROWS = 16
-"""Pictures of a batch of the index, which is a chunk of stage vq: at most this many are lost by a kill."""
+"""Pictures in a batch of the index, which is a chunk of stage vq: a killed run loses at most these codes."""
 
 TOKEN_SCHEMA = pa.schema(
     [
@@ -65,6 +57,8 @@ CODE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("image_tokens", pa.list
 REJECT_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("source", "source_key", "stage", "reason", "detail")]
 )
+REJECTS = "rejects.arrow"
+"""Rejected rows: one file in the folder of each stage, and `<work>/rejects.arrow`, which gathers them."""
 
 KINDS = {"vqa": "understanding", "t2i": "generation"}
 """How a task's pictures are prepared."""
@@ -81,6 +75,11 @@ def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> N
     """A whole table as one file. batch_rows: the most in a record batch."""
     with table_writer(path, table.schema) as writer:
         writer.write_table(table, batch_rows)
+
+
+def write_rejects(folder: Path, tables: Iterable[pa.Table]) -> None:
+    """The rejects of one stage."""
+    write_table(folder / REJECTS, pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables]))
 
 
 def read_table(path: Path) -> pa.Table:

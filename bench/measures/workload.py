@@ -104,7 +104,7 @@ def prepare(workload: Workload) -> None:
     if not workload.raw.is_dir():
         run("pipelines", "sample", "--data", str(workload.raw))
     if not (workload.tokenizer / "tokenizer.json").is_file():
-        from pipelines.sample.tokenizer import write_tokenizer
+        from pipelines.sample import write_tokenizer
 
         write_tokenizer(workload.tokenizer, _texts(workload.raw), VOCABULARY)
     folders = ["--data", str(workload.raw), "--work", str(workload.folder / "work")]

@@ -7,30 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from janus.common.errors import UserError
-from pipelines.adapters.common import RawRow, RowError, find_files, printable, read_image, storable
+from pipelines.adapters.raw import RawRow, RowError, find_files, is_unicode, printable, read_image
 
 COLUMNS = ("image_path", "text_en")
 MAX_FIELD = 1 << 27
 """Bytes of a CSV field: an overlong caption spoils its row, not the file."""
 
 
-def count_rows(folder: Path) -> int:
-    return sum(1 for path in _tables(folder) for _ in _rows(path))
+def read_artwork(folder: Path) -> tuple[int, Iterator[RawRow]]:
+    """Number of rows, and the rows. Their key is the picture's path, relative to the folder."""
+    paths = find_files(folder, "*/csvfile/image_text_en.csv")
+    count = sum(1 for path in paths for _ in _lines(path))
+    return count, (_row(folder, line, row) for path in paths for line, row in _lines(path))
 
 
-def read(folder: Path) -> Iterator[RawRow]:
-    """The source's key is the picture's path; paths are relative to the data set's folder."""
-    for path in _tables(folder):
-        for line, row in _rows(path):
-            yield _row(folder, line, row)
-
-
-def _tables(folder: Path) -> list[Path]:
-    return find_files(folder, "*/csvfile/image_text_en.csv")
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """(line, row). Bytes that are not UTF-8 become surrogates, which each row is checked for."""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """(line, row). Bytes that are not UTF-8 become surrogates, which `_row` looks for."""
     csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
@@ -54,7 +46,7 @@ def _row(folder: Path, line: int, row: dict[str, str | None]) -> RawRow:
         key = printable(name).removeprefix("./")
         if None in row:  # csv.DictReader's place for fields beyond the last column
             raise RowError("wrong_type", "more fields than the header; is a comma not quoted?")
-        if not storable(name + caption):
+        if not is_unicode(name + caption):
             raise RowError("invalid_text", "not UTF-8")
         return RawRow(key, caption, image=read_image(folder, name))
     except RowError as error:

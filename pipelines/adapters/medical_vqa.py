@@ -1,6 +1,6 @@
 """medical-vqa: conversations about a picture, in one or several turns; the picture belongs to the first.
 
-The JSON mixes types and nests, so rows are walked in Python; upstream has some 14,000.
+The JSON mixes types and nests, so rows are read one by one in Python; upstream has about 14,000.
 """
 
 from __future__ import annotations
@@ -12,29 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.errors import UserError
-from pipelines.adapters.common import RawRow, RowError, find_files, printable, read_image, storable
+from pipelines.adapters.raw import RawRow, RowError, find_files, is_unicode, printable, read_image
 
 MARKER = "<image>"
 FIELDS = ("id", "image", "conversations")
 
 
-def count_rows(folder: Path) -> int:
-    return sum(len(_load(path)) for path in _tables(folder))
-
-
-def read(folder: Path) -> Iterator[RawRow]:
-    """The source's key is `id`; picture names are relative to the set's `images` folder.
+def read_medical_vqa(folder: Path) -> tuple[int, Iterator[RawRow]]:
+    """Number of rows, and the rows. Their key is `id`; picture names are relative to the set's `images`.
 
     Upstream gives one id to several wordings of a question: the second becomes `id#2`, and so on.
     """
+    tables = {path.parents[1] / "images": _load(path) for path in find_files(folder, "*/train/dataset.json")}
     seen: Counter[str] = Counter()
-    for path in _tables(folder):
-        for number, row in enumerate(_load(path)):
-            yield _row(path.parents[1] / "images", number, row, seen)
-
-
-def _tables(folder: Path) -> list[Path]:
-    return find_files(folder, "*/train/dataset.json")
+    rows = ((images, number, row) for images, rows in tables.items() for number, row in enumerate(rows))
+    return sum(map(len, tables.values())), (_row(*row, seen) for row in rows)
 
 
 def _load(path: Path) -> list[Any]:
@@ -102,6 +94,6 @@ def _text(value: Any, field: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{field} is {type(value).__name__}, expected a string")
-    if not storable(value):
+    if not is_unicode(value):
         raise RowError("invalid_text", f"{field}: not Unicode text")
     return value

@@ -14,8 +14,7 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sample.draw import COLUMNS, ROWS, TONES, Disc, draw_phantom
-from pipelines.sample.scenes import shuffled_scenes
+from pipelines.sample.scenes import COLUMNS, ROWS, TONES, Disc, draw_phantom, shuffled_scenes
 
 SETS = {"tiles": 50, "glass": 34}
 """Artwork's sets: pictures of each."""
@@ -23,13 +22,8 @@ SETS = {"tiles": 50, "glass": 34}
 SPLITS = {"train": 16, "validation": 20, "test": 4}
 """ROCO's splits: pictures of each."""
 
-ROCO_SCHEMA = pa.schema(
-    {
-        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-        "image_id": pa.string(),
-        "caption": pa.string(),
-    }
-)
+ROCO_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+ROCO_SCHEMA = pa.schema({"image": ROCO_IMAGE, "image_id": pa.string(), "caption": pa.string()})
 
 
 def write_artwork(folder: Path, seed: int) -> list[str]:

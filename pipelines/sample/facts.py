@@ -55,17 +55,16 @@ def _row(pubid: int, stem: str, ending: str, random: Random) -> dict:
     drug = (stem + ending).capitalize()
     kind, condition = CLASSES[ending]
     question, answer, decision = random.choice((_relief, _time))(drug, condition, random)
-    context = (
-        [f"{drug} is {kind}.", f"Patients with {condition} were given {drug}."],
-        ["BACKGROUND", "RESULTS"],
-        [condition.capitalize(), "Humans"],
-        list(decision),
-        list(decision),
-    )
     return {
         "pubid": pubid,
         "question": question,
-        "context": dict(zip(CONTEXT, context, strict=True)),
+        "context": {
+            "contexts": [f"{drug} is {kind}.", f"Patients with {condition} were given {drug}."],
+            "labels": ["BACKGROUND", "RESULTS"],
+            "meshes": [condition.capitalize(), "Humans"],
+            "reasoning_required_pred": list(decision),
+            "reasoning_free_pred": list(decision),
+        },
         "long_answer": f"{drug} is {kind}. {answer}",
         "final_decision": decision,
     }

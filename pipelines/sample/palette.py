@@ -1,14 +1,13 @@
 """The sample's model: a `tiny` network with random weights, whose VQ tokenizer is a palette written by hand.
 
-Each code is a colour, each token the mean colour of its patch: what it encodes, it decodes to the picture in
-blocks of 16 pixels, so that a network trained from nothing draws something one can look at. It is the network
-of `janus/model/vq.py` with other values: residual branches are zero, convolutions pass on what is under their
-middle tap or average four pixels, and the colour travels through to the end. The values fit the VQ sizes of
-`tiny`: both GroupNorms at the end need three channels a group, for a colour and its two companions.
+Each code is a colour, each token the mean colour of its patch: a decoded picture is the encoded one in blocks
+of 16 pixels, so that a network trained from nothing draws recognisable pictures. It is the network of
+`janus/model/vq.py` with other values: residual branches are zero, convolutions copy their middle tap or
+average four pixels. The values fit the VQ sizes of `tiny`: the last GroupNorms need three channels per group.
 
-Two operations in that network are not linear. GroupNorm divides by the deviation of a group's channels; each
-colour channel x has a group of its own, beside it K and −K − x, so that the mean is 0 and the deviation all
-but constant. SiLU is the identity far from zero; the colour is moved there and back.
+Two operations of that network are not linear. GroupNorm divides by the deviation of a group's channels: each
+colour channel x shares its group with K and −K − x, so that the mean is 0 and the deviation almost constant.
+SiLU is the identity far from zero: the colour is shifted there and back.
 
 Shapes: C channels, L latent channels, E code width, V codes.
 """
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
 
 GROUPS = 32
 STEADY = 256.0
-"""K: the larger, the less a picture's colours sway its GroupNorm; √float32's precision is the other bound."""
+"""K: the larger, the less a picture's colours change its GroupNorm; float32's precision bounds it above."""
 FAR = 20.0
 """Where SiLU(x) = x to float32's precision, for x within 1 of it."""
 LIFT = 8.0
-"""Fourth entry of a code (r, g, b, LIFT): only the direction of a code counts, and brightness must."""
+"""Fourth entry of a code (r, g, b, LIFT): only a code's direction counts; this makes brightness count."""
 
 
 def write_model(folder: Path, tokenizer: Path) -> None:
@@ -50,7 +49,7 @@ def write_model(folder: Path, tokenizer: Path) -> None:
 
 
 def palette_source(config: VQConfig) -> Source:
-    """Values for every parameter below `model.vqmodel.`; whatever else is asked for is zero."""
+    """Values for every parameter below `model.vqmodel.`"""
     codes_VE = _codebook(config)
     # What a normalised code is multiplied by to become a colour again; lengths differ by 2 %.
     length = np.linalg.norm(codes_VE, axis=1).mean()
@@ -115,7 +114,7 @@ def _ends(config: VQConfig, half: str, end: int) -> dict[str, np.ndarray]:
 
 
 def _passing(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Layers in between: changes of width and resolution pass the channels on, everything else is silent."""
+    """Layers in between: changes of width and resolution copy the channels, all other layers are zero."""
     if not name.endswith("weight"):
         return np.zeros(shape)
     if ".upsample." in name:

@@ -2,7 +2,7 @@
 
 Each question names its picture by number, so that no two pictures share a question and every picture
 can be on its own side of the split. As upstream: `<image>` before or after the question, integer
-answers, a few conversations of two turns, and a row whose picture is missing.
+answers, conversations of two turns (on every eighth picture), and a row whose picture is missing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.sample.draw import BACKGROUNDS, COLOURS, COLUMNS, SHAPES, TONES, Disc, draw_phantom, draw_shape
+from pipelines.sample.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    COLUMNS,
+    SHAPES,
+    TONES,
+    Disc,
+    draw_phantom,
+    draw_shape,
+)
 
 IMAGES = {"shapes": 320, "phantoms": 64}
 """Pictures of each set."""
 
 QUESTIONS = 2
 """Questions on each shape: many pictures with few questions teach more than few with many."""
-
-MISSING = ("What is shown in this picture?", "nothing")
-"""The question on a picture that does not exist."""
 
 QuestionAnswer = tuple[str, Any]
 
@@ -40,10 +46,14 @@ def write_medical_vqa(folder: Path, seed: int) -> list[str]:
             image, questions = draw(number, random)
             file = f"picture{number:03d}.{'png' if image.mode == 'RGB' else 'jpg'}"
             image.save(images / file, quality=90)
-            rows += _rows(number, file, questions, random)
+            turns = [[question] for question in questions]
+            if number % 8 == 0:
+                turns[-2:] = [[*turns[-2], *turns[-1]]]
+            rows += [_row(f"{number:03d}-{i}", file, t, random.random() < 0.5) for i, t in enumerate(turns)]
         first += IMAGES[name]
         if name == "phantoms":
-            rows.append(_row("missing-0", "not-there.jpg", [MISSING], image_first=False))
+            lacking = [("What is shown in this picture?", "nothing")]
+            rows.append(_row("missing-0", "not-there.jpg", lacking, image_first=False))
         (folder / name / "train").mkdir()
         (folder / name / "train" / "dataset.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         texts += [str(turn["value"]) for row in rows for turn in row["conversations"]]
@@ -82,17 +92,6 @@ def _phantom(number: int, random: Random) -> tuple[Image.Image, list[QuestionAns
     if places:
         questions.append((f"Are the lesions in picture {number} bright or dark?", tone))
     return image, questions
-
-
-def _rows(number: int, file: str, questions: list[QuestionAnswer], random: Random) -> list[dict]:
-    """A row per question; every eighth picture has its last two questions in one conversation."""
-    turns = [[question] for question in questions]
-    if number % 8 == 0:
-        turns[-2:] = [[*turns[-2], *turns[-1]]]
-    return [
-        _row(f"{number:03d}-{i}", file, conversation, image_first=random.random() < 0.5)
-        for i, conversation in enumerate(turns)
-    ]
 
 
 def _row(key: str, file: str, turns: list[QuestionAnswer], image_first: bool) -> dict:

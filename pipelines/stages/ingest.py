@@ -1,7 +1,7 @@
 """Stage ingest: raw datasets → one table of rows per source, and each picture once.
 
-The adapters know where fields lie. What holds for every source is done here: texts are stripped, empty ones
-and unusable pictures set aside, rows and pictures hashed.
+The adapters know where fields lie. What holds for every source is done here: texts are stripped, rows with an
+empty text or an unusable picture are rejected, rows and pictures are hashed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -19,28 +19,27 @@ from typing import Any
 import pyarrow as pa
 
 from janus.common.console import track
-from pipelines.adapters import load_adapter
-from pipelines.adapters.common import RawRow, RowError
-from pipelines.rejects import write_rejects
+from pipelines.adapters import ADAPTERS
+from pipelines.adapters.raw import RawRow, RowError
 from pipelines.sources import Source, present_sources
 from pipelines.stage import run_stage
-from pipelines.tables import IMAGE_SCHEMA, KINDS, REJECT_SCHEMA, ROW_SCHEMA, table_writer
+from pipelines.tables import IMAGE_SCHEMA, KINDS, REJECT_SCHEMA, ROW_SCHEMA, table_writer, write_rejects
 
 EMPTY = {
     "text": {"prompt": "empty_question", "answer": "empty_answer"},
     "vqa": {"prompt": "empty_question", "answer": "empty_answer"},
     "t2i": {"prompt": "empty_caption"},
 }
-"""Texts that a task needs, and the reason where one is empty."""
+"""Texts that a task needs, and the reason to reject a row without."""
 
 CHUNK_ROWS = {"text": 512, "vqa": 64, "t2i": 64}
-"""Rows of a record batch, which is a chunk of the stages after: 64 pictures fit into memory a few times."""
+"""Rows of a record batch, the chunk of later stages: each worker has a few times 64 pictures in memory."""
 
 
 def run(data: Path, work: Path, sources: Sequence[str]) -> dict[str, Any]:
-    """Read every named source (or all) that is present in `data`; gives stage.json's content.
+    """Read every named source (or all) found in `data`; gives stage.json's content.
 
-    Raises UserError if none is present, or a file does not have its data set's layout.
+    Raises UserError if none is found, or a file does not have its data set's layout.
     """
     present = present_sources(data, sources)
     inputs = {
@@ -51,7 +50,7 @@ def run(data: Path, work: Path, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _describe_files(folder: Path) -> list[list[Any]]:
-    """Path, size and modification time of each file, but of a download's hidden notes."""
+    """Path, size and modification time of each file, except hidden ones, which a download leaves."""
     folder = folder.absolute()
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     stats = [(p, p.stat()) for p in files if not re.search(r"(^|/)\.", p.relative_to(folder).as_posix())]
@@ -59,69 +58,61 @@ def _describe_files(folder: Path) -> list[list[Any]]:
 
 
 def _ingest(sources: Sequence[Source], data: Path, folder: Path) -> dict[str, Any]:
+    """Write the tables into `folder`; gives the notes of stage.json."""
     read: dict[str, int] = {}
     rejects: list[pa.Table] = []
+    seen: dict[str, set[str]] = {task: set() for task in CHUNK_ROWS}
     with ExitStack() as stack:
-        images = {}
-        for task, kind in KINDS.items():
-            writer = stack.enter_context(table_writer(folder / f"{kind}.images.arrow", IMAGE_SCHEMA))
-            images[task] = _ImageTable(writer)
+        images = {
+            task: stack.enter_context(table_writer(folder / f"{kind}.images.arrow", IMAGE_SCHEMA))
+            for task, kind in KINDS.items()
+        }
         for source in sources:
-            read[source.name] = _ingest_source(source, data / source.folder, folder, images, rejects)
+            read[source.name], raws = ADAPTERS[source.adapter](data / source.folder)
+            keys: set[str] = set()
+            with (
+                table_writer(folder / f"{source.name}.rows.arrow", ROW_SCHEMA) as writer,
+                track(f"ingest {source.name}", read[source.name]) as advance,
+            ):
+                while block := list(islice(raws, CHUNK_ROWS[source.task])):
+                    rows, pictures, rejected = _check_block(block, source, keys, seen[source.task])
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, ROW_SCHEMA))
+                    if pictures:
+                        images[source.task].write_batch(pa.RecordBatch.from_pylist(pictures, IMAGE_SCHEMA))
+                    rejects.append(pa.Table.from_pylist(rejected, REJECT_SCHEMA))
+                    advance(len(block))
     write_rejects(folder, rejects)
     return {"read": read}
 
 
-def _ingest_source(
-    source: Source, root: Path, folder: Path, images: dict[str, _ImageTable], rejects: list[pa.Table]
-) -> int:
-    """Write `<source>.rows.arrow`, add to `images` and `rejects`; gives the number of rows read."""
-    adapter = load_adapter(source.adapter)
-    keys: set[str] = set()
-    read = 0
-    with (
-        table_writer(folder / f"{source.name}.rows.arrow", ROW_SCHEMA) as writer,
-        track(f"ingest {source.name}", adapter.count_rows(root)) as advance,
-    ):
-        raws = adapter.read(root)
-        while block := list(islice(raws, CHUNK_ROWS[source.task])):
-            rows, rejected, pictures = [], [], {}
-            for raw in block:
-                try:
-                    rows.append(row := check_row(raw, source, keys))
-                except RowError as error:
-                    rejected.append(_reject(raw, source, *error.args))
-                    continue
-                if raw.image is not None:
-                    pictures[row["image_sha256"]] = raw.image
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, ROW_SCHEMA))
-            rejects.append(pa.Table.from_pylist(rejected, REJECT_SCHEMA))
-            if source.task in images:
-                images[source.task].add(pictures)
-            read += len(block)
-            advance(len(block))
-    return read
+def _check_block(
+    block: Iterable[RawRow], source: Source, keys: set[str], seen: set[str]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows, new pictures and rejects, in the columns of their tables.
+
+    keys: the source's keys so far; seen: sha256 of the task's pictures so far. Both are added to.
+    """
+    rows, pictures, rejects = [], [], []
+    for raw in block:
+        try:
+            row = _check_row(raw, source, keys)
+        except RowError as error:
+            key = raw.source_key
+            key = key.decode(errors="backslashreplace") if isinstance(key, bytes) else key
+            values = (source.name, key, "ingest", *error.args)
+            rejects.append(dict(zip(REJECT_SCHEMA.names, values, strict=True)))
+            continue
+        rows.append(row)
+        if raw.image is not None and row["image_sha256"] not in seen:
+            seen.add(row["image_sha256"])
+            pictures.append({"image_sha256": row["image_sha256"], "image": raw.image})
+    return rows, pictures, rejects
 
 
-class _ImageTable:
-    """A picture table being written: each picture once, whichever rows or sources name it."""
-
-    def __init__(self, writer: pa.ipc.RecordBatchFileWriter) -> None:
-        self._writer = writer
-        self._seen: set[str] = set()
-
-    def add(self, pictures: dict[str, bytes]) -> None:
-        """Append those that are new. pictures: sha256 → encoded file."""
-        fresh = [{"image_sha256": key, "image": pictures[key]} for key in pictures if key not in self._seen]
-        self._seen.update(pictures)
-        if fresh:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(fresh, IMAGE_SCHEMA))
-
-
-def check_row(raw: RawRow, source: Source, keys: set[str]) -> dict[str, Any]:
+def _check_row(raw: RawRow, source: Source, keys: set[str]) -> dict[str, Any]:
     """A usable row in the columns of ROW_SCHEMA. Raises RowError with the first reason against it.
 
-    keys: the source's keys so far, added to. The row's sha256 is that of what it says: task, texts, picture.
+    The sha256 of a row is that of its content: task, texts, picture.
     """
     if raw.error:
         raise raw.error
@@ -138,14 +129,14 @@ def check_row(raw: RawRow, source: Source, keys: set[str]) -> dict[str, Any]:
         raise RowError("duplicate_id")
     keys.add(key)
     image_sha256 = None if raw.image is None else hashlib.sha256(raw.image).hexdigest()
-    said = json.dumps([source.task, *texts.values(), image_sha256], sort_keys=True, ensure_ascii=False)
+    content = json.dumps([source.task, *texts.values(), image_sha256], sort_keys=True, ensure_ascii=False)
     return texts | {
         "task": source.task,
         "source": source.name,
         "split": raw.split if source.keeps_splits else None,
         "source_key": key,
         "image_sha256": image_sha256,
-        "sha256": hashlib.sha256(said.encode()).hexdigest(),
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
 
 
@@ -158,15 +149,3 @@ def _text(value: str | bytes | None, name: str) -> str:
     if "\0" in text:
         raise RowError("invalid_text", f"{name}: holds NUL")
     return text
-
-
-def _reject(raw: RawRow, source: Source, reason: str, detail: str | None) -> dict[str, str | None]:
-    """The row of `rejects.arrow`, whatever its key holds."""
-    key = raw.source_key
-    return {
-        "source": source.name,
-        "source_key": key.decode(errors="backslashreplace") if isinstance(key, bytes) else key,
-        "stage": "ingest",
-        "reason": reason,
-        "detail": detail,
-    }

@@ -1,7 +1,7 @@
-"""Train, validation and test: which row goes to which side, and which are set aside. Pure functions.
+"""Train, validation and test: which row goes to which side, and which are rejected. Pure functions.
 
-1. Of rows that say the same (task, picture, texts) the first by source and key is kept; the others are a
-   `duplicate`. Likewise for rows of one id: `duplicate_id`.
+1. Of rows with the same content (task, picture, texts) the first by source and key is kept; the others are a
+   `duplicate`. Likewise for rows with the same id: `duplicate_id`.
 2. A source that has several splits upstream keeps them. If none of its rows here is train, as in a part of a
    download, nothing could be trained on: its validation rows are then divided as in 3, at least one staying
    validation; test stays test.
@@ -32,7 +32,7 @@ from shards.duplicates import hash_keys, normalised
 
 
 def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFrame:
-    """The rows with two more columns: `side` (null: set aside) and `reason` (null: kept).
+    """The rows with two more columns: `side` (null: rejected) and `reason` (null: kept).
 
     rows: sample_id, source, source_key, task, sha256, image_sha256, picture_hash, split (upstream's, or null)
     and questions (list of the user turns); any order, which is kept. fraction: share of rows for validation.

@@ -1,27 +1,24 @@
 """Stage tokenize: rows → ids and supervised spans, over a process pool.
 
 One part file per batch of rows, with an entry for each row, so that positions stay. A sample longer than the
-limit is set aside, never cut: it would lose its end or its image.
+limit is rejected, never cut: it would lose its end or its image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from janus.common.console import track
 from janus.images import ImagePreparation
-from janus.prompts import EncodedSample, PromptRow, encode_samples
+from janus.prompts import PromptRow, encode_samples
 from janus.tokens import JanusTokenizer, load_tokenizer
+from pipelines import tables
 from pipelines.pool import KILLED_TWICE, KILLS_WORKER, Chunk, chunks_of, map_chunks
-from pipelines.rejects import write_rejects
 from pipelines.stage import require_stage, run_stage
-from pipelines.tables import REJECT_SCHEMA, ROW_SCHEMA, TOKEN_SCHEMA, read_columns, row_files, table_writer
 
 
 def run(work: Path, tokenizer: Path, max_length: int, workers: int) -> dict[str, Any]:
@@ -39,73 +36,57 @@ def run(work: Path, tokenizer: Path, max_length: int, workers: int) -> dict[str,
     }
 
     def body(folder: Path) -> dict[str, Any]:
-        files = dict(zip(ingested["notes"]["read"], row_files(work, ingested["notes"]["read"]), strict=True))
-        chunks = [chunk for source, file in files.items() for chunk in chunks_of(file, folder, source)]
+        sources = ingested["notes"]["read"]
+        files = tables.row_files(work, sources)
+        chunks = [c for s, file in zip(sources, files, strict=True) for c in chunks_of(file, folder, s)]
         encode = partial(
-            encode_chunk, tokenizer=tokenizer, num_image_tokens=num_image_tokens, max_length=max_length
+            _encode_chunk, tokenizer=tokenizer, num_image_tokens=num_image_tokens, max_length=max_length
         )
-        rejects, tokens = [], 0
-        with track("tokenize", read_columns(files.values(), ROW_SCHEMA, ["task"]).num_rows) as advance:
-            for rows, part_tokens, rejected in map_chunks(encode, chunks, workers):
-                tokens += part_tokens
+        rejects = []
+        rows = tables.read_columns(files, tables.ROW_SCHEMA, ["task"]).num_rows
+        with track("tokenize", rows) as advance:
+            for done, rejected in map_chunks(encode, chunks, workers):
                 rejects.append(rejected)
-                advance(rows)
-        write_rejects(folder, rejects)
-        return {"tokens": tokens, "parts": [chunk.out.name for chunk in chunks]}
+                advance(done)
+        tables.write_rejects(folder, rejects)
+        return {"parts": [chunk.out.name for chunk in chunks]}
 
     return run_stage("tokenize", work, inputs, body)
 
 
-def encode_chunk(
+def _encode_chunk(
     chunk: Chunk, tokenizer: Path, num_image_tokens: int, max_length: int
-) -> tuple[int, int, pa.Table]:
-    """Encode one batch of rows into its part file; gives rows, tokens kept, and rejects."""
-    batch = chunk.read()
-    # A skipped row has an empty sample, so that positions stay.
-    rows = [PromptRow("t2i", "") if i in chunk.skip else row for i, row in enumerate(_prompt_rows(batch))]
-    encoded = encode_samples(_tokenizer(tokenizer), rows, num_image_tokens)
-    lengths = np.array([len(sample.input_ids) for sample in encoded], np.int64)
-    kept = lengths <= max_length
-    kept[list(chunk.skip)] = False
-    with table_writer(chunk.out, TOKEN_SCHEMA) as writer:
-        writer.write_batch(_token_batch(encoded, kept))
-    rejects = [
-        {
-            "source": batch["source"][i].as_py(),
-            "source_key": batch["source_key"][i].as_py(),
-            "stage": "tokenize",
-            "reason": KILLS_WORKER if i in chunk.skip else "too_long",
-            "detail": KILLED_TWICE if i in chunk.skip else f"{lengths[i]} tokens, limit {max_length}",
-        }
-        for i in np.flatnonzero(~kept).tolist()
+) -> tuple[int, pa.Table]:
+    """Encode one batch of rows into its part file; gives the number of rows, and the rejects."""
+    batch = chunk.read().to_pylist()
+    rows = [
+        PromptRow(r["task"], r["prompt"], r["answer"], [(t["user"], t["assistant"]) for t in r["history"]])
+        for r in batch
     ]
-    return batch.num_rows, int(lengths[kept].sum()), pa.Table.from_pylist(rejects, REJECT_SCHEMA)
-
-
-def _prompt_rows(batch: pa.RecordBatch) -> list[PromptRow]:
-    columns = (batch[name].to_pylist() for name in ("task", "prompt", "answer", "history"))
-    return [
-        PromptRow(task, prompt, answer, tuple((turn["user"], turn["assistant"]) for turn in history))
-        for task, prompt, answer, history in zip(*columns, strict=True)
+    for i in chunk.skip:
+        rows[i] = PromptRow("t2i", "")  # an empty sample in its place, so that positions stay
+    rejects = []
+    samples: list[tuple[Any, ...]] = []  # in the columns of TOKEN_SCHEMA
+    for i, sample in enumerate(encode_samples(_tokenizer(tokenizer), rows, num_image_tokens)):
+        length = len(sample.input_ids)
+        if i not in chunk.skip and length <= max_length:
+            spans = [{"start": start, "end": end} for start, end in sample.supervised.tolist()]
+            samples.append((sample.input_ids, spans, length))
+            continue
+        samples.append((None,) * len(tables.TOKEN_SCHEMA))
+        too_long = ("too_long", f"{length} tokens, limit {max_length}")
+        reason = (KILLS_WORKER, KILLED_TWICE) if i in chunk.skip else too_long
+        values = (batch[i]["source"], batch[i]["source_key"], "tokenize", *reason)
+        rejects.append(dict(zip(tables.REJECT_SCHEMA.names, values, strict=True)))
+    columns = [
+        pa.array([sample[i] for sample in samples], kind) for i, kind in enumerate(tables.TOKEN_SCHEMA.types)
     ]
+    with tables.table_writer(chunk.out, tables.TOKEN_SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=tables.TOKEN_SCHEMA))
+    return len(batch), pa.Table.from_pylist(rejects, tables.REJECT_SCHEMA)
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path) -> JanusTokenizer:
     """Once per worker: opening takes a second."""
     return load_tokenizer(folder)
-
-
-def _token_batch(encoded: Sequence[EncodedSample], kept: np.ndarray) -> pa.RecordBatch:
-    """Columns of TOKEN_SCHEMA, null where a row is not kept."""
-    samples = [sample if keep else None for sample, keep in zip(encoded, kept.tolist(), strict=True)]
-    columns = {
-        "input_ids": [sample and sample.input_ids for sample in samples],
-        "supervised": [
-            sample and [{"start": start, "end": end} for start, end in sample.supervised.tolist()]
-            for sample in samples
-        ],
-        "num_tokens": [sample and len(sample.input_ids) for sample in samples],
-    }
-    arrays = [pa.array(columns[field.name], field.type) for field in TOKEN_SCHEMA]
-    return pa.RecordBatch.from_arrays(arrays, schema=TOKEN_SCHEMA)

@@ -1,14 +1,14 @@
 """Stage vq: each generation picture → its 576 codes, by the frozen VQ encoder in float32.
 
-The codes are computed here once, so training neither loads nor runs the encoder. They are kept in parts in
-`<work>/.vq-parts/<key>/`, each written atomically: a run that was killed resumes after its last part. The key
-is of the encoder's weights and the pictures; parts of another key are dropped.
+The codes are computed here once, so training neither loads nor runs the encoder. They are collected in parts
+in `<work>/.vq-parts/<key>/`, each an atomic write: a killed run resumes after its last part. The key hashes
+the encoder's weights and the pictures; parts of another key are deleted.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,6 @@ from pipelines.pool import Chunk, chunks_of
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, INDEX_ROWS, ImageRows, read_table, table_writer, write_table
 
-NO_WEIGHTS = (
-    "vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN NOTHING; "
-    "give a checkpoint with --model"
-)
-
 
 def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
     """Encode every generation picture of the images stage; gives stage.json's content.
@@ -38,12 +33,21 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
     """
     images = require_stage("images", work)
     encoder: dict[str, Any] = {"encoder_sha256": None, "weights": None}
-    folder = None
+    folder: ModelFolder | None = None
     if images["notes"]["images"]["generation"]:
         folder = open_model(model)
-        _check_size(work, images, folder)
+        prepared, expected = images["inputs"]["preparation"]["image_size"], folder.config.vision.image_size
+        if prepared != expected:
+            raise UserError(
+                f"{work / 'images'}: pictures of {prepared} pixels, the VQ encoder of {folder.name} takes "
+                f"{expected}; run stage images with --tokenizer naming that model's own folder"
+            )
         if not folder.has_weights:
-            click.secho(NO_WEIGHTS.format(model=model), fg="yellow", bold=True, err=True)
+            warning = (
+                f"vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN "
+                "NOTHING; give a checkpoint with --model"
+            )
+            click.secho(warning, fg="yellow", bold=True, err=True)
         encoder = dict(folder.vq_record)
     inputs = {"images": images["fingerprint"], **encoder}
     parts = work / ".vq-parts" / fingerprint({"version": CODE_VERSION, **inputs})
@@ -67,19 +71,8 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
     return done
 
 
-def _check_size(work: Path, images: Mapping[str, Any], folder: ModelFolder) -> None:
-    """Raise UserError unless the images stage (its stage.json) prepared pictures of the model's size."""
-    prepared = images["inputs"]["preparation"]["image_size"]
-    expected = folder.config.vision.image_size
-    if prepared != expected:
-        raise UserError(
-            f"{work / 'images'}: pictures of {prepared} pixels, the VQ encoder of {folder.name} takes "
-            f"{expected}; run stage images with --tokenizer naming that model's own folder"
-        )
-
-
 def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, device: str) -> None:
-    """Write the parts that are not there yet. A chunk is INDEX_ROWS pictures, a batch of the index."""
+    """Write the missing parts. A chunk is INDEX_ROWS pictures, a batch of the index."""
     missing = {chunk: chunk.read()["image_sha256"] for chunk in chunks if not _is_whole(chunk)}
     if not missing:
         return
@@ -101,7 +94,7 @@ def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolde
 
 
 def _is_whole(chunk: Chunk) -> bool:
-    """Whether the part has every picture; one that a power cut damaged has not."""
+    """Whether the part has every picture; one that a power cut damaged does not."""
     try:
         found = read_table(chunk.out)["image_sha256"].to_pylist()
     except (FileNotFoundError, pa.ArrowInvalid):

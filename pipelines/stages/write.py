@@ -1,12 +1,12 @@
 """Stage write: rows, tokens, pictures and codes → shuffled shards, one folder, published whole.
 
-`order` plans from small columns which row goes where; the shards are then streamed a few rows at a time.
+Small columns decide which row goes where; the shards are then streamed a few rows at a time.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,20 @@ from janus.common.files import exclusive_lock, hash_file
 from janus.images import ImagePreparation
 from janus.prompts import SPLITS, TASKS
 from janus.tokens import TOKENIZER_FILES
-from pipelines.rejects import counts_by_reason, examples_by_reason, gather_rejects, write_rejects
-from pipelines.stage import CODE_VERSION, STAGE_FILE, require_stage, run_stage
-from pipelines.stages.order import picture_index, plan_rows
-from pipelines.tables import CODE_SCHEMA, KINDS, ROW_SCHEMA, TOKEN_SCHEMA, ImageRows, RandomRows, row_files
+from pipelines import tables
+from pipelines.stage import CODE_VERSION, STAGE_FILE, gather_rejects, require_stage, run_stage
+from pipelines.stages.splits import assign_splits, lacking_train, stable_hash
 from shards.duplicates import write_pictures
 from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, write_manifest
 from shards.schema import CONTENT_SCHEMA
 from shards.write import BATCH_ROWS, publish, write_shards
 
 BEFORE = ("ingest", "tokenize", "images", "vq")
+EXAMPLES = 3
+"""Rejected rows named per reason in the manifest."""
+
+PLANNED = ["task", "source", "split", "source_key", "history", "prompt", "image_sha256", "sha256"]
+"""Columns of ROW_SCHEMA that decide which rows are written, where and in what order."""
 
 
 def run(
@@ -73,42 +77,33 @@ def run(
     out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another build is writing this folder; wait for its end, or give another --out"
     with exclusive_lock(out.with_name(f".lock-{out.name}"), busy):
-        _forget_unless_published(work, out)
+        manifest, mark = out / MANIFEST, work / "write" / STAGE_FILE
+        if mark.is_file():  # it only counts while the shards it describes are in `out`
+            published = require_stage("write", work)["notes"]["manifest_sha256"]
+            if not manifest.is_file() or hash_file(manifest) != published:
+                mark.unlink()
         return run_stage("write", work, inputs, body)
-
-
-def _forget_unless_published(work: Path, out: Path) -> None:
-    """Remove the stage's mark unless the shards it describes are in `out`."""
-    manifest, mark = out / MANIFEST, work / "write" / STAGE_FILE
-    if mark.is_file():
-        published = require_stage("write", work)["notes"]["manifest_sha256"]
-        if not manifest.is_file() or hash_file(manifest) != published:
-            mark.unlink()
 
 
 def _write(
     work: Path, folder: Path, out: Path, done: Mapping[str, Any], format: str, chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Shards and manifest into `out`, where the tokenizer is already; gives the notes of stage.json."""
+    """Shards and manifest into `out`, which already holds the tokenizer; gives the notes of stage.json."""
     plan, rejected, divided = plan_rows(work, done, chosen["seed"], chosen["validation_fraction"])
     for source in divided:
         click.echo(f"write: {source} has no train rows here, so its validation rows are divided by hash")
-    write_rejects(folder, [rejected])
+    tables.write_rejects(folder, [rejected])
     rejects = pl.DataFrame(pl.from_arrow(pa.concat_tables([gather_rejects(work, BEFORE), rejected])))
+    examples = rejects.group_by("source", "stage", "reason", maintain_order=True).head(EXAMPLES)
+    examples = examples.select(tables.REJECT_SCHEMA.names)
     preparation = ImagePreparation.from_folder(out / "tokenizer")
-    joined = _Joined(work, done, chosen["keep_images"])
-    entries: list[ShardEntry] = []
-    with track("write", plan.height) as advance:
-        for split, task in product(SPLITS, TASKS):
-            rows = plan.filter((pl.col("side") == split) & (pl.col("task") == task))
-            batches = joined.batches(rows, BATCH_ROWS[task], advance)
-            size = preparation.image_size
-            entries += write_shards(batches, out, split=split, task=task, image_size=size, format=format)
-    read = done["ingest"]["notes"]["read"]
+    read, codes = done["ingest"]["notes"]["read"], done["vq"]["notes"]
     written = dict(plan.group_by("source").len().iter_rows())
-    reasons = counts_by_reason(rejects)
-    encoder = {name: done["vq"]["notes"][name] for name in ("encoder_sha256", "weights")}
-    counts = {name: SourceCounts(n, reasons.get(name, {}), written.get(name, 0)) for name, n in read.items()}
+    by_reason = _counted(rejects, "source", "reason")
+    counts = {}
+    for name, rows in read.items():
+        reasons = {reason: count for source, reason, count in by_reason if source == name}
+        counts[name] = SourceCounts(rows, reasons, written.get(name, 0))
     manifest = Manifest(
         format=format,
         tokenizer={"sha256": hash_file(out / "tokenizer" / "tokenizer.json"), "folder": "tokenizer"},
@@ -120,11 +115,13 @@ def _write(
             "pillow": done["images"]["inputs"]["pillow"],
             **chosen,
             "validation_divided": divided,
-            "reject_examples": examples_by_reason(rejects),
+            "reject_examples": examples.sort("source", "reason", "source_key").to_dicts(),
         },
-        vq=encoder if done["vq"]["notes"]["images"] else None,
+        vq={name: codes[name] for name in ("encoder_sha256", "weights")} if codes["images"] else None,
         counts=counts,
-        shards=tuple(entries),
+        shards=_write_shards(
+            work, out, done, plan, chosen["keep_images"], image_size=preparation.image_size, format=format
+        ),
     )
     write_manifest(out, manifest)
     return {
@@ -135,6 +132,57 @@ def _write(
     }
 
 
+def plan_rows(
+    work: Path, done: Mapping[str, Any], seed: int, fraction: float
+) -> tuple[pl.DataFrame, pa.Table, list[str]]:
+    """The rows to write in their order, the rejects of this stage, and the sources `lacking_train`.
+
+    done: stage.json of ingest and tokenize. The frame has sample_id, source, task, side, position (of the
+    row) and image_position (of its picture in the index of its kind; null for text).
+    """
+    usable = _usable_rows(work, done)
+    placed = assign_splits(usable, seed, fraction)
+    rejected = placed.filter(pl.col("reason").is_not_null())
+    rejected = rejected.with_columns(stage=pl.lit("write"), detail=pl.lit(None, pl.String))
+    kept = placed.filter(pl.col("reason").is_null())
+    order = pl.Series(stable_hash(seed, kept["sample_id"].to_list()), dtype=pl.UInt64)
+    columns = ["sample_id", "source", "task", "side", "position", "image_position"]
+    return (
+        kept.sort(order, "sample_id").select(columns),
+        rejected.select(tables.REJECT_SCHEMA.names).to_arrow().cast(tables.REJECT_SCHEMA),
+        lacking_train(usable),
+    )
+
+
+def _usable_rows(work: Path, done: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows that tokenize and images kept, with what `assign_splits` needs."""
+    files = tables.row_files(work, done["ingest"]["notes"]["read"])
+    rows = pl.DataFrame(pl.from_arrow(tables.read_columns(files, tables.ROW_SCHEMA, PLANNED)))
+    parts = [work / "tokenize" / part for part in done["tokenize"]["notes"]["parts"]]
+    lengths = pl.DataFrame(pl.from_arrow(tables.read_columns(parts, tables.TOKEN_SCHEMA, ["num_tokens"])))
+    users = pl.col("history").list.eval(pl.element().struct.field("user"))
+    rows = rows.select(
+        pl.int_range(pl.len(), dtype=pl.Int64).alias("position"),
+        *(name for name in PLANNED if name not in ("history", "prompt")),
+        sample_id=pl.concat_str("source", "source_key", separator="/"),
+        questions=pl.concat_list(users, "prompt"),
+    )
+    rows = rows.with_columns(lengths["num_tokens"]).filter(pl.col("num_tokens").is_not_null())
+    images = pl.concat(_picture_index(work, task) for task in tables.KINDS)
+    rows = rows.join(images, on=["task", "image_sha256"], how="left", maintain_order="left")
+    return rows.filter(~pl.col("task").is_in(list(tables.KINDS)) | pl.col("image_position").is_not_null())
+
+
+def _picture_index(work: Path, task: str) -> pl.DataFrame:
+    """task, image_sha256, picture_hash and image_position (in the index) of a task's prepared pictures."""
+    file = work / "images" / f"{tables.KINDS[task]}.index.arrow"
+    index = pl.DataFrame(
+        pl.from_arrow(tables.read_columns([file], tables.INDEX_SCHEMA, ["image_sha256", "picture_hash"]))
+    )
+    position = pl.int_range(pl.len(), dtype=pl.Int64).alias("image_position")
+    return index.select(pl.lit(task).alias("task"), "image_sha256", "picture_hash", position)
+
+
 def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     """(values of the columns, rows that have them), sorted."""
     return frame.group_by(columns).len().sort(columns).rows()
@@ -143,37 +191,42 @@ def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
 def _write_pictures(work: Path, plan: pl.DataFrame, out: Path) -> str:
     """The perceptual hashes of the pictures in the plan; gives the file's sha256."""
     used = plan.select("task", "image_position").unique()
-    pictures = pl.concat(picture_index(work, task) for task in KINDS).join(used, on=used.columns, how="semi")
+    pictures = pl.concat(_picture_index(work, task) for task in tables.KINDS).join(
+        used, on=used.columns, how="semi"
+    )
     distinct = pictures.select("image_sha256", "picture_hash").unique().sort("image_sha256")
     return write_pictures(out, distinct.to_arrow())
 
 
-class _Joined:
-    """The tables of all stages, open, joined a few rows at a time."""
+def _write_shards(
+    work: Path, out: Path, done: Mapping[str, Any], plan: pl.DataFrame, keep_images: bool, **layout: Any
+) -> tuple[ShardEntry, ...]:
+    """Join the plan's rows from all tables, a few at a time. layout: arguments of `write_shards`."""
+    rows = tables.RandomRows(tables.row_files(work, done["ingest"]["notes"]["read"]), tables.ROW_SCHEMA)
+    parts = [work / "tokenize" / name for name in done["tokenize"]["notes"]["parts"]]
+    tokens = tables.RandomRows(parts, tables.TOKEN_SCHEMA)
+    codes = tables.RandomRows([work / "vq" / "codes.arrow"], tables.CODE_SCHEMA)
+    images = {task: tables.ImageRows(work / "images", kind) for task, kind in tables.KINDS.items()}
 
-    def __init__(self, work: Path, done: Mapping[str, Any], keep_images: bool) -> None:
-        self._pictured = ("vqa", "t2i") if keep_images else ("vqa",)
-        parts = [work / "tokenize" / name for name in done["tokenize"]["notes"]["parts"]]
-        self._rows = RandomRows(row_files(work, done["ingest"]["notes"]["read"]), ROW_SCHEMA)
-        self._tokens = RandomRows(parts, TOKEN_SCHEMA)
-        self._codes = RandomRows([work / "vq" / "codes.arrow"], CODE_SCHEMA)
-        self._images = {task: ImageRows(work / "images", kind) for task, kind in KINDS.items()}
+    def join(part: pl.DataFrame, task: str) -> pa.RecordBatch:
+        """These rows of the plan in the columns of CONTENT_SCHEMA."""
+        positions, pictures = part["position"].to_numpy(), part["image_position"]
+        columns = {name: pa.nulls(part.height) for name in ("image", "image_tokens")}
+        for table in (rows.take(positions), tokens.take(positions)):
+            columns |= {name: table[name].combine_chunks() for name in table.column_names}
+        columns |= {"sample_id": part["sample_id"].to_arrow(), "split": part["side"].to_arrow()}
+        if task == "vqa" or (task == "t2i" and keep_images):
+            columns["image"] = images[task].take(pictures)
+        if task == "t2i":
+            columns["image_tokens"] = codes.take(pictures.to_numpy())["image_tokens"].combine_chunks()
+        arrays = [columns[field.name].cast(field.type) for field in CONTENT_SCHEMA]
+        advance(part.height)
+        return pa.RecordBatch.from_arrays(arrays, schema=CONTENT_SCHEMA)
 
-    def batches(
-        self, plan: pl.DataFrame, size: int, advance: Callable[[int], None]
-    ) -> Iterator[pa.RecordBatch]:
-        """The plan's rows (of one task) in the columns of CONTENT_SCHEMA, `size` at a time."""
-        for part in plan.iter_slices(size):
-            task, positions = part["task"][0], part["position"].to_numpy()
-            columns = {name: pa.nulls(part.height) for name in ("image", "image_tokens")}
-            for table in (self._rows.take(positions), self._tokens.take(positions)):
-                columns |= {name: table[name].combine_chunks() for name in table.column_names}
-            columns |= {"sample_id": part["sample_id"].to_arrow(), "split": part["side"].to_arrow()}
-            if task in self._pictured:
-                columns["image"] = self._images[task].take(part["image_position"])
-            if task == "t2i":
-                codes = self._codes.take(part["image_position"].to_numpy())
-                columns["image_tokens"] = codes["image_tokens"].combine_chunks()
-            arrays = [columns[field.name].cast(field.type) for field in CONTENT_SCHEMA]
-            yield pa.RecordBatch.from_arrays(arrays, schema=CONTENT_SCHEMA)
-            advance(part.height)
+    entries: list[ShardEntry] = []
+    with track("write", plan.height) as advance:
+        for split, task in product(SPLITS, TASKS):
+            chosen = plan.filter(side=split, task=task)
+            batches = (join(part, task) for part in chosen.iter_slices(BATCH_ROWS[task]))
+            entries += write_shards(batches, out, split=split, task=task, **layout)
+    return tuple(entries)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from paths import HUB, ROOT, TOKENIZERS, needs_shared
+from paths import HUB, TOKENIZERS, needs_shared
 from raw_data import (
     build_command,
     files_of,
@@ -24,23 +22,19 @@ from raw_data import (
     write_pubmedqa,
 )
 
-from janus.tokens import load_tokenizer
-from pipelines.stages.order import plan_rows
+from pipelines.stages.write import plan_rows
 from pipelines.tables import read_table
 from shards.check import verify_folder
 from shards.manifest import load_manifest
 from shards.read import ShardSet
-
-SPELLED = "Is <|Assistant|>: <image_placeholder> <｜end▁of▁sentence｜> text?"
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little of every kind: 1,100 questions, 6 pictures with 3 questions each, 3 captioned pictures."""
     data = tmp_path_factory.mktemp("raw")
-    texts = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(1097)]
+    texts = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(1098)]
     texts += [
-        {"pubid": 2000, "question": SPELLED, "long_answer": SPELLED},
         {"pubid": 2001, "question": "Is it long?", "long_answer": "very " * 2000},
         {"pubid": 2002, "question": "is 4  EVEN?", "long_answer": "Another answer."},
     ]
@@ -100,15 +94,6 @@ def test_polars_reads_all_shards_and_codes_are_there(built: Path) -> None:
     assert both.height == 2
     assert both["split"].n_unique() == 1
     assert verify_folder(built / "shards") == []
-
-
-def test_special_tokens_spelled_in_texts_stay_text(built: Path, sample_data: Path) -> None:
-    special = load_tokenizer(sample_data / "tokenizer").special
-    rows = pl.scan_ipc(f"{built / 'shards'}/**/*.arrow").filter(pl.col("prompt") == SPELLED).collect()
-    ids = rows["input_ids"].to_list()[0]
-    assert ids.count(special.image_placeholder) == 0
-    assert ids.count(special.assistant) == 1
-    assert ids.count(special.eos) == 1
 
 
 def test_a_second_run_skips_every_stage(built: Path, raw: Path, sample_data: Path) -> None:
@@ -196,17 +181,6 @@ def test_shards_never_replace_a_folder_of_something_else(tmp_path: Path, sample_
     result = run(*build_command(tmp_path, tmp_path, sample_data / "tokenizer"))
     assert result.exit_code == 2
     assert (tmp_path / "shards" / "thesis.txt").read_text() == "irreplaceable"
-
-
-def test_the_command_as_a_process_with_many_workers(tmp_path: Path, sample_data: Path) -> None:
-    write_pubmedqa(
-        tmp_path, [{"pubid": i, "question": f"Is it {i}?", "long_answer": "yes"} for i in range(1500)]
-    )
-    build = build_command(tmp_path, tmp_path, sample_data / "tokenizer", "--workers", 3)
-    command = [sys.executable, "-m", "pipelines", *map(str, build)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert load_manifest(tmp_path / "shards").counts["pubmedqa"].written == 1500
 
 
 @pytest.mark.slow

@@ -9,12 +9,10 @@ import json
 import os
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from raw_data import (
-    build_command,
     picture,
     run,
     run_well,
@@ -59,24 +57,20 @@ def error_of(data: Path) -> str:
 def test_pubmedqa_takes_question_and_long_answer_and_strips(tmp_path: Path) -> None:
     answers = {1: " Yes, it is.\n", 2: "", 3: "  ", 4: None}
     rows = [{"pubid": k, "question": f" Is it {k}? ", "long_answer": v} for k, v in answers.items()]
-    write_pubmedqa(tmp_path, [*rows, {"pubid": 5, "question": None, "long_answer": "a"}])
+    rows += [{"pubid": key, "question": q, "long_answer": "a"} for key, q in ((5, None), (1, "Another?"))]
+    write_pubmedqa(tmp_path, rows)
     assert rejects_of(tmp_path) == {
-        "2": "empty_answer",
-        "3": "empty_answer",
-        "4": "empty_answer",
+        **dict.fromkeys(("2", "3", "4"), "empty_answer"),
         "5": "empty_question",
+        "1": "duplicate_id",
     }
     (row,) = rows_of(tmp_path, "pubmedqa").values()
     assert (row["prompt"], row["answer"], row["task"]) == ("Is it 1?", "Yes, it is.", "text")
     assert row["split"] is None
 
 
-def test_repeated_keys_are_set_aside(tmp_path: Path) -> None:
-    write_pubmedqa(tmp_path, [{"pubid": 7, "question": q, "long_answer": "a"} for q in ("One?", "Two?")])
-    assert rejects_of(tmp_path) == {"7": "duplicate_id"}
-
-
 def test_conversations_markers_and_types(tmp_path: Path) -> None:
+    """Whole numbers are written out, as upstream's own answers are; other types are rejected."""
     rows = [
         vqa_row("before", "a.png", "<image>\nWhat?", "This"),
         vqa_row("after", "a.png", "Where?\n<image>", 3),
@@ -88,24 +82,36 @@ def test_conversations_markers_and_types(tmp_path: Path) -> None:
         vqa_row("order", "a.png", "<image>\nOne?"),
         vqa_row("float", "a.png", "<image>\nOne?", 1.5),
         vqa_row("bool", "a.png", "<image>\nOne?", True),
+        vqa_row("nothing", "a.png", "<image>\nOne?", None),
+        vqa_row("list", "a.png", "<image>\nOne?", ["yes"]),
+        vqa_row("numbered question", "a.png", 12, "yes"),
+        vqa_row("picture", 7, "<image>\nOne?", "yes"),  # type: ignore[arg-type]
+        {"id": 5, "image": "a.png", "conversations": "text"},
         vqa_row("blank", "a.png", "<image>\nOne?", "  "),
         vqa_row("surrogate", "a.png", "<image>\nOne?", "\ud800"),
         vqa_row("gone", "gone.png", "<image>\nOne?", "1"),
         vqa_row("before", "a.png", "<image>\nAnother wording?", "This"),
-        "not a row",
+        vqa_row(1, "a.png", "<image>\nWhat?", "This"),  # type: ignore[arg-type]
         {"id": "empty", "image": "a.png", "conversations": []},
+        {"id": {"a": 1}, "image": "a.png", "conversations": []},
+        "not a row",
+        *(
+            vqa_row(f"earlier {name}", "a.png", "<image>\nOne?", "1", text, "2", "Three?", "3")
+            for name, text in {"nul": "a\0b", "surrogate": "\udcff", "blank": " "}.items()
+        ),
     ]
     write_medical_vqa(tmp_path, rows, {"a.png": picture()})
     assert rejects_of(tmp_path) == {
-        **dict.fromkeys(("none", "two", "inline", "later"), "wrong_image_marker"),
-        **dict.fromkeys(("float", "bool", "row 14"), "wrong_type"),
+        **dict.fromkeys(("none", "two", "inline", "later", "numbered question"), "wrong_image_marker"),
+        **dict.fromkeys(("float", "bool", "nothing", "list", "5", "row 21", "row 22"), "wrong_type"),
         **dict.fromkeys(("order", "empty"), "wrong_turns"),
+        **dict.fromkeys(("picture", "gone"), "image_missing"),
         "blank": "empty_answer",
-        "surrogate": "invalid_text",
-        "gone": "image_missing",
+        **dict.fromkeys(("surrogate", "earlier nul", "earlier surrogate"), "invalid_text"),
+        "earlier blank": "empty_turn",
     }
     kept = rows_of(tmp_path, "medical-vqa")
-    assert list(kept) == ["before", "after", "turns", "before#2"]
+    assert list(kept) == ["before", "after", "turns", "before#2", "1"]
     assert kept["before"]["prompt"] == "What?"
     assert (kept["after"]["prompt"], kept["after"]["answer"]) == ("Where?", "3")
     assert kept["turns"]["prompt"] == "Three?"
@@ -239,32 +245,6 @@ def test_json_that_breaks_off_or_has_another_shape_is_named(tmp_path: Path, text
     assert says in line
 
 
-def test_json_with_numbers_for_strings(tmp_path: Path) -> None:
-    """Whole numbers are written out, as upstream's own answers are; anything else is set aside."""
-    rows = [
-        vqa_row("number", "a.png", "<image>\nHow many?", 3),
-        vqa_row("fraction", "a.png", "<image>\nHow much?", 1.5),
-        vqa_row("truth", "a.png", "<image>\nIs it?", True),
-        vqa_row("nothing", "a.png", "<image>\nIs it?", None),
-        vqa_row("list", "a.png", "<image>\nIs it?", ["yes"]),
-        vqa_row("numbered question", "a.png", 12, "yes"),
-        vqa_row("picture", 7, "<image>\nIs it?", "yes"),  # type: ignore[arg-type]
-        vqa_row(1, "a.png", "<image>\nIs it?", "yes"),  # type: ignore[arg-type]
-        {"id": 5, "image": "a.png", "conversations": "text"},
-        {"id": {"a": 1}, "image": "a.png", "conversations": []},
-    ]
-    write_medical_vqa(tmp_path, rows, {"a.png": picture()})
-    assert rejects_of(tmp_path) == {
-        **dict.fromkeys(("fraction", "truth", "nothing", "list", "5", "row 9"), "wrong_type"),
-        "numbered question": "wrong_image_marker",
-        "picture": "image_missing",
-    }
-    assert {key: row["answer"] for key, row in rows_of(tmp_path, "medical-vqa").items()} == {
-        "number": "3",
-        "1": "yes",
-    }
-
-
 PARQUET = {"pubid": pa.int32(), "question": pa.string(), "long_answer": pa.string()}
 
 
@@ -378,30 +358,3 @@ def test_bytes_that_are_not_utf8_do_not_harm_their_neighbours(tmp_path: Path) ->
     pq.write_table(pa.table(columns), write_pubmedqa(tmp_path, []))
     assert rejects_of(tmp_path) == {str(i): "invalid_text" for i in range(1, 6)}
     assert [row["prompt"] for row in rows_of(tmp_path, "pubmedqa").values()] == ["fine?", "good?"]
-
-
-def test_earlier_turns_are_looked_at_as_well(tmp_path: Path) -> None:
-    turns = {"nul": "a\0b", "surrogate": "\udcff", "blank": " "}
-    rows = [vqa_row(k, "a.png", "<image>\nOne?", "1", text, "2", "Three?", "3") for k, text in turns.items()]
-    write_medical_vqa(tmp_path, rows, {"a.png": picture()})
-    assert rejects_of(tmp_path) == {"nul": "invalid_text", "surrogate": "invalid_text", "blank": "empty_turn"}
-
-
-def test_hostile_rows_reach_no_shard_and_good_ones_all_do(tmp_path: Path, sample_data: Path) -> None:
-    """Everything at once, to the end: what is written is what was good, and every other row is counted."""
-    data = tmp_path / "data"
-    bad = ["", "NUL \0", "x" * 1_000_000]
-    texts = [{"pubid": i, "question": f"Is {i} good?", "long_answer": "Yes."} for i in range(30)]
-    texts += [{"pubid": 100 + i, "question": text, "long_answer": "yes"} for i, text in enumerate(bad)]
-    write_pubmedqa(data, texts)
-    rows = [vqa_row(f"good{i}", "a.png", f"<image>\nWhat is {i}?", "This") for i in range(5)]
-    rows += [vqa_row("climbs", "../../a.png", "<image>\nWhat?", "This")]
-    rows += [vqa_row("eps", "a.eps", "<image>\nWhat is drawn?", "This")]
-    write_medical_vqa(data, rows, {"a.png": picture(), "a.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n"})
-    run_well(*build_command(data, tmp_path, sample_data / "tokenizer", "--max-reject-rate", 1))
-    written = pl.scan_ipc(f"{tmp_path / 'shards'}/**/*.arrow").select("sample_id").collect()["sample_id"]
-    good = [f"pubmedqa/{i}" for i in range(30)] + [f"medical-vqa/good{i}" for i in range(5)]
-    assert sorted(written) == sorted(good)
-    counts = json.loads((tmp_path / "shards" / "manifest.json").read_text())["counts"]
-    assert counts["pubmedqa"]["rejected"] == {"empty_question": 1, "invalid_text": 1, "too_long": 1}
-    assert counts["medical-vqa"]["rejected"] == {"image_path_refused": 1, "image_unreadable": 1}

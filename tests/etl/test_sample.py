@@ -16,7 +16,7 @@ from raw_data import files_of, run, run_well, stages_of
 from janus.images import ImagePreparation
 from janus.tokens import SPECIAL_NAMES, load_tokenizer
 from pipelines.sample.scenes import look, shuffled_scenes
-from pipelines.stages.order import plan_rows
+from pipelines.stages.write import plan_rows
 
 
 def test_the_seed_decides_every_byte(sample_data: Path, tmp_path: Path) -> None:

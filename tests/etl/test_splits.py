@@ -92,12 +92,8 @@ def test_the_fraction_goes_to_validation_and_the_seed_decides_which() -> None:
     for side in sides:
         assert (side == "validation").sum() == 100
     assert not sides[0].equals(sides[1])
-
-
-def test_every_task_of_twenty_rows_has_validation() -> None:
-    for seed in range(30):
-        placed = assign_splits(frame(questions(20)), seed, 0.05)
-        assert (placed["side"] == "validation").sum() == 1
+    for seed in range(30):  # twenty rows are enough to have one
+        assert (assign_splits(frame(questions(20)), seed, 0.05)["side"] == "validation").sum() == 1
 
 
 def test_a_component_larger_than_the_fraction_is_train() -> None:

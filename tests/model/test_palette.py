@@ -12,7 +12,7 @@ import pytest
 
 from janus.checkpoint.folder import open_model
 from janus.generate.pictures import vq_decoder, vq_encoder
-from pipelines.sample.draw import COLOURS, draw_shape
+from pipelines.sample.scenes import COLOURS, draw_shape
 
 LEVEL = 2 / 9 * 127.5
 """Steps of 1024 codes' colours, ten levels a channel, in grey values."""
