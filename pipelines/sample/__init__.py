@@ -1,8 +1,8 @@
 """`pipelines sample`: a small synthetic data set in the four datasets' own raw layouts.
 
-Invented drugs (text), shapes and phantoms with questions (vqa) and with captions (t2i), all drawn and
-worded from one seed. Every answer can be told from the question's own rule or from the picture. With
-it come a small tokenizer that has Janus-Pro's special tokens, and a model folder `tiny` to train from.
+Invented drugs (text), shapes and phantoms with questions (vqa) and with captions (t2i), all from one seed.
+Every answer follows from the question's own rule or from the picture. A small tokenizer with Janus-Pro's
+special tokens and a model folder `tiny` to train from come with it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ WRITERS = {
     "medical_vqa": write_medical_vqa,
     "roco": write_roco,
 }
-"""Adapter → what writes a dataset for it and gives its texts."""
+"""Adapter → function that writes a dataset for it and gives its texts."""
 
 
 def write_sample(data: Path, seed: int) -> None:
-    """Write the data set into `data`, whole or not at all; nothing is done if it is there already.
+    """Write the data set into `data`, whole or not at all; does nothing if `data` already holds it.
 
     Raises UserError if `data` holds anything but an earlier sample.
     """

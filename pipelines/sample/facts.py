@@ -1,7 +1,7 @@
 """The text part: questions about invented drugs, in PubMedQA's parquet columns.
 
-A drug's ending tells what it treats, its first letter when it is taken: rules that a language model
-can learn from some of the drugs and apply to the others.
+A drug's ending says what it treats, its first letter when to take it: rules that a language model can learn
+from some of the drugs and apply to the others.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ SCHEMA = pa.schema(
         "pubid": pa.int32(),
         "question": pa.string(),
         "context": pa.struct(dict.fromkeys(CONTEXT, pa.list_(pa.string()))),
-        "long_answer": pa.string(),
-        "final_decision": pa.string(),
+        **dict.fromkeys(("long_answer", "final_decision"), pa.string()),
     }
 )
 

@@ -1,8 +1,8 @@
 """The vqa part: questions on shapes and phantoms, in medical-vqa's JSON and picture folders.
 
-Each question names its picture by number, so that no two pictures share a question and every picture
-can be on its own side of the split. As upstream: `<image>` before or after the question, integer
-answers, conversations of two turns (on every eighth picture), and a row whose picture is missing.
+Each question names its picture by number, so that no two pictures share a question and the split can place
+each picture freely. As upstream: `<image>` before or after the question, integer answers, conversations of
+two turns (on every eighth picture), and a row whose picture is missing.
 """
 
 from __future__ import annotations

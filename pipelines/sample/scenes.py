@@ -25,7 +25,6 @@ ROWS = {"upper": 0.28, "centre": 0.5, "lower": 0.72}
 
 TONES = {"bright": 235, "dark": 25}
 
-
 TILES, TILE = 24, 16
 """Tiles along a side of the mosaic, and pixels along a side of a tile."""
 RADIUS = 0.18
@@ -47,12 +46,13 @@ class Disc:
     tone: int  # grey value
 
 
-Pair = tuple[float, float]
-"""Along width and height."""
-
-
 def draw_shape(
-    shape: str, colour: str, background: str, size: tuple[int, int], centre: Pair, radius: float
+    shape: str,
+    colour: str,
+    background: str,
+    size: tuple[int, int],
+    centre: tuple[float, float],
+    radius: float,
 ) -> Image.Image:
     """One filled figure; centre as shares of `size` (width, height), radius as one of the shorter side."""
     image = Image.new("RGB", size, BACKGROUNDS[background])

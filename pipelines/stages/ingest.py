@@ -19,11 +19,21 @@ from typing import Any
 import pyarrow as pa
 
 from janus.common.console import track
-from pipelines.adapters import ADAPTERS
+from pipelines.adapters.artwork import read_artwork
+from pipelines.adapters.medical_vqa import read_medical_vqa
+from pipelines.adapters.parquet import read_pubmedqa, read_roco
 from pipelines.adapters.raw import RawRow, RowError
 from pipelines.sources import Source, present_sources
 from pipelines.stage import run_stage
 from pipelines.tables import IMAGE_SCHEMA, KINDS, REJECT_SCHEMA, ROW_SCHEMA, table_writer, write_rejects
+
+ADAPTERS = {
+    "pubmedqa": read_pubmedqa,
+    "artwork": read_artwork,
+    "medical_vqa": read_medical_vqa,
+    "roco": read_roco,
+}
+"""Adapter in sources.yaml → what gives the number of rows, and the rows."""
 
 EMPTY = {
     "text": {"prompt": "empty_question", "answer": "empty_answer"},

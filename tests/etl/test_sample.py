@@ -110,7 +110,4 @@ def test_every_scene_is_recognised_sharp_and_in_the_blocks_of_its_codes() -> Non
         assert look(np.asarray(picture)) == scene
         blocks = picture.resize((24, 24), Image.Resampling.BOX).resize((384, 384), Image.Resampling.NEAREST)
         assert look(np.asarray(blocks)) == scene
-
-
-def test_a_picture_without_a_figure_shows_none() -> None:
-    assert look(np.full((384, 384, 3), 128, np.uint8)) is None
+    assert look(np.full((384, 384, 3), 128, np.uint8)) is None  # no figure

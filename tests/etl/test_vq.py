@@ -111,16 +111,11 @@ def codes_of(work: Path) -> bytes:
 
 
 @needs_shared
-def test_codes_equal_the_reference() -> None:
+def test_codes_and_decoded_pictures_equal_the_references() -> None:
     cases = load_file(GOLDEN / "tiny" / "cases.safetensors")
     encode = vq_encoder(open_model(str(GOLDEN / "tiny" / "deepseek-format")))
     found = [encode(pixels_HWC).tolist() for pixels_HWC in cases["image_uint8"]]
     assert found == cases["t2i.image_tokens"].tolist()
-
-
-@needs_shared
-def test_codes_decode_to_the_references_pictures() -> None:
-    cases = load_file(GOLDEN / "tiny" / "cases.safetensors")
     decode = vq_decoder(open_model(str(GOLDEN / "tiny" / "hf-format")))
     expected_IHWC = ((cases["t2i.vq_decoded"].transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
     for codes_T, expected_HWC in zip(cases["t2i.image_tokens"], expected_IHWC, strict=True):
