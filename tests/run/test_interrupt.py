@@ -25,7 +25,7 @@ POINTS = ("step", "save", "start", "save", "step")
 
 @pytest.fixture(scope="module")
 def killed(work: Path) -> dict[str, Future[list[str]]]:
-    """Per task: where each kill struck. Two tasks at a time, each beside its run that is not killed."""
+    """Per task: where each kill struck. Two tasks at a time, each with a run that is not killed."""
     with ThreadPoolExecutor(2) as pool:
         return {task: pool.submit(_kill_and_resume, work, task) for task in TASKS}
 

@@ -49,7 +49,7 @@ def test_it_stops_before_the_update_and_keeps_all_that_is_known(work: Path) -> N
 def poison(work: Path) -> str:
     """Makes `poisoned`, a model in which one sample overflows, and gives its id.
 
-    The embedding of an image token that only this one has is huge, and no norm stands before the aligner.
+    The embedding of an image token that only this one has is huge, and there is no norm before the aligner.
     """
     rows = ShardSet.open(work / "shards").rows("train", "t2i")
     samples = [rows.read(i) for i in range(len(rows))]
