@@ -67,7 +67,7 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     from tokenizers import Tokenizer
 
     from shards.manifest import TOKENIZER
-    from shards.preview.marks import marked_pieces
+    from shards.preview.gallery import marked_pieces
     from shards.read import ShardSet
 
     shards = ShardSet.open(folder)

@@ -14,8 +14,7 @@ from trainer.config import TrainConfig
 from trainer.evaluate.answers import Probe
 from trainer.evaluate.scores import mean_scores
 from trainer.optimizer import learning_rate
-from trainer.report.events import require_writer
-from trainer.report.log import RunLog
+from trainer.report.log import RunLog, require_tensorboard
 from trainer.report.meters import StepRecord
 from trainer.run.checkpoint import remove_old, save_checkpoint
 from trainer.run.ledger import Ledger
@@ -34,7 +33,7 @@ def train(config: TrainConfig, stop: StopSignals, resume: bool, accepted: Collec
     """
     began = time.perf_counter()
     if config.tensorboard:
-        require_writer()
+        require_tensorboard()
     with ExitStack() as lock:
         run = open_run(config, lock, resume, accepted)
         try:

@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing but itself: style, script and pictures inside, no network.
+"""One self-contained HTML page: style, script and pictures inside, no network.
 
-A page is a template of its own package that fills `templates/page.html`. All text is escaped; and the page's
-Content-Security-Policy runs and loads nothing but the style and script that stand beside the templates, known
-by their hashes. So text from the data can neither become markup nor, if it did, do anything.
+A page is a template of the caller's package that extends `templates/page.html`. All text is escaped, and the
+Content-Security-Policy admits only the style and script of the templates' folders, by their hashes. So text
+from the data cannot become markup, and could do nothing if it did.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENCODINGS = ((1, 82), (1, 65), (0.83, 60), (0.67, 50), (0.5, 40), (0.33, 30), (
 
 
 def render_page(templates: Path, name: str, values: Mapping[str, Any]) -> bytes:
-    """The page `name`.html of the folder `templates`, with `name`.css and `name`.js that stand beside it."""
+    """The page `name`.html of the folder `templates`, with the `name`.css and `name`.js next to it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -45,11 +45,11 @@ def render_page(templates: Path, name: str, values: Mapping[str, Any]) -> bytes:
     return environment.get_template(f"{name}.html").render(**inside, **values).encode()
 
 
-def write_whole(out: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it. Raises UserError if it cannot be written."""
+def write_output(out: Path, content: bytes) -> None:
+    """Atomic write of the file that `--out` names. Raises UserError if it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_file(out, lambda beside: beside.write_bytes(content))
+        write_file(out, lambda tmp: tmp.write_bytes(content))
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror}); choose another place (--out)"
@@ -57,20 +57,20 @@ def write_whole(out: Path, content: bytes) -> None:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file as an address that holds it. kind: its media type."""
+    """A data URI of the media type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def picture_uri(pixels_HWC: np.ndarray, limit: int, longest: int = 384) -> str:
     """A uint8 picture as WebP in a data URI: the best size and quality that stay within `limit` bytes.
 
-    longest: the longest side it is shown at, in pixels.
+    longest: limit of its longer side, in pixels.
     """
     from PIL import Image
 
-    picture, content = Image.fromarray(pixels_HWC), b""
+    content = b""
     for share, quality in _ENCODINGS:
-        shown = picture.copy()
+        shown = Image.fromarray(pixels_HWC)
         shown.thumbnail((round(share * longest),) * 2)
         buffer = io.BytesIO()
         shown.save(buffer, format="WEBP", quality=quality, method=2)
@@ -85,7 +85,7 @@ def _texts(*files: Path) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """What the page may do, as a Content-Security-Policy."""
+    """The Content-Security-Policy that admits this style and script only."""
 
     def only(text: str) -> str:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,11 +1,9 @@
-"""The samples of a preview: which ones, and what a page shows of each.
-
-Drawn evenly from every task, source and split, always the same ones of the same shards.
-"""
+"""The samples of a preview: which ones are drawn, and what the page shows of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import polars as pl
 from janus.common.console import track
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
-from shards.preview.marks import marked_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,10 +21,10 @@ if TYPE_CHECKING:
 
 SEED = 0
 PICTURE_BYTES = 12_000_000
-"""Of all pictures together, before base64 makes them a third larger: the page stays under 20 MB."""
+"""All pictures together, before base64 makes them a third larger: the page stays under 20 MB."""
 
 TEXT_CHARACTERS = 2_500_000
-"""Of all samples together; each field of a sample is cut at its share, but not below a screenful."""
+"""All samples together; each field of a sample is cut at its share, but not below a screenful."""
 
 _FIELDS_PER_SAMPLE, _SCREENFUL, _LONGEST = 4, 500, 6000
 
@@ -36,10 +33,9 @@ Decode = Callable[[np.ndarray], np.ndarray]
 
 
 def choose(rows: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Up to `count` rows of `summary.row_table`: from each task, source and split equally many, or all.
+    """Up to `count` rows of `summary.row_table`, evenly from every task, source and split; always the same.
 
-    Rows of one stratum stand in the order of the shards; strata take turns, so that the first screen shows
-    something of each.
+    Strata take turns, so that the first screen shows something of each; the rows of one are in shard order.
     """
     split_order = pl.col("split").replace_strict(SPLITS, range(len(SPLITS)))
     by = ("task", "source", split_order, "index")
@@ -55,20 +51,16 @@ def choose(rows: pl.DataFrame, count: int) -> pl.DataFrame:
 
 
 def allot(sizes: Sequence[int], total: int) -> list[int]:
-    """A share of `total` for each size: equal, but none above its size; the others share what that leaves."""
+    """A share of `total` for each size: equal, but none above its size; the others share the remainder."""
     shares, left = [0] * len(sizes), total
-    smallest_first = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    for done, i in enumerate(smallest_first):
+    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
         shares[i] = min(sizes[i], left // (len(sizes) - done))
         left -= shares[i]
     return shares
 
 
 def code_decoder(shards: ShardSet, model: str) -> Decode:
-    """What turns the shards' codes into pictures.
-
-    Raises UserError if there are no codes, or they were not made by `model`.
-    """
+    """A decoder of the shards' codes. Raises UserError if there are none, or `model` did not make them."""
     from janus.checkpoint.folder import open_model
     from janus.generate.pictures import vq_decoder
     from shards.manifest import TOKENIZER
@@ -81,11 +73,11 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
 def cards(
     shards: ShardSet, chosen: pl.DataFrame, tokenizer: Tokenizer, decode: Decode | None
 ) -> list[dict[str, Any]]:
-    """What the page shows of each chosen row. Raises UserError naming a row that is damaged."""
+    """What the page shows of each chosen row. Raises UserError that names a damaged row."""
     text_limit = max(_SCREENFUL, min(_LONGEST, TEXT_CHARACTERS // (_FIELDS_PER_SAMPLE * chosen.height)))
-    pictures = chosen.filter(pl.col("task") != "text").height * (1 if decode is None else 2)
+    pictures = chosen.filter(pl.col("task") != "text").height * (2 if decode else 1)
     picture_limit = PICTURE_BYTES // max(1, pictures)
-    label = "reading samples" if decode is None else "reading samples, decoding codes"
+    label = "reading samples, decoding codes" if decode else "reading samples"
     shown = []
     with track(label, chosen.height, "samples") as advance:
         for row in chosen.iter_rows(named=True):
@@ -101,7 +93,7 @@ def _card(
     """text_limit: characters of a field. picture_limit: bytes of a picture."""
     pieces = marked_pieces(sample, tokenizer)
     long = sum(len(text) for text, _ in pieces) > text_limit
-    piece_limit = text_limit // len(pieces) if long else text_limit  # the beginnings of all
+    piece_limit = text_limit // len(pieces) if long else text_limit
     pictures = []
     if sample.image is not None:
         pictures.append(("as the model sees it" if sample.task == "vqa" else "original", sample.image))
@@ -126,3 +118,29 @@ def _card(
 def _cut(text: str, limit: int) -> str:
     """The text, or its beginning and how much more there is."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def marked_pieces(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """The sample's tokens as text, cut where supervision begins or ends: (text, whether it is supervised)."""
+    spans = sample.supervised.tolist()
+    edges = sorted({0, len(sample.input_ids), *chain.from_iterable(spans)})
+    pieces = []
+    for lo, hi in pairwise(edges):
+        supervised = any(start <= lo < end for start, end in spans)
+        pieces.append((_decoded(sample.input_ids[lo:hi].tolist(), tokenizer), supervised))
+    return pieces
+
+
+def _decoded(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of the tokens; more than three of one token in a row (image placeholders) as token×n."""
+    text = ""
+    plain: list[int] = []  # decoded together: a character may be spread over several tokens
+    for token, run in groupby(ids):
+        repeats = len(list(run))
+        if repeats <= 3:
+            plain += [token] * repeats
+            continue
+        single = tokenizer.decode([token], skip_special_tokens=False)
+        text += f"{tokenizer.decode(plain, skip_special_tokens=False)}{single}×{repeats} "
+        plain = []
+    return text + tokenizer.decode(plain, skip_special_tokens=False)

@@ -1,7 +1,4 @@
-"""`shards preview`: one HTML page that shows what a folder of shards holds.
-
-The numbers are of all rows; the gallery is a sample of them (`gallery.py`), so that the page stays small.
-"""
+"""`shards preview`: one HTML page with the numbers of all shard rows and a gallery of a few samples."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from janus.common.errors import UserError
-from janus.common.page import render_page, write_whole
+from janus.common.page import render_page, write_output
 from janus.prompts import SPLITS, TASKS
 from shards.manifest import TOKENIZER
 from shards.preview.gallery import cards, choose, code_decoder
@@ -29,15 +26,15 @@ BINS = 32
 
 
 def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> tuple[int, int]:
-    """Write the page of `folder` to `out`; gives how many samples are in its gallery, and how many there are.
+    """Write the page of `folder` to `out`; returns the numbers of samples in its gallery and in the folder.
 
-    model: decodes the VQ codes, if given. Raises UserError for shards that are not whole, a model that
-    did not make the codes, and a page that would pass 20 MB.
+    model: decodes the VQ codes. Raises UserError for incomplete shards, a model that did not make the codes,
+    and a page that would pass 20 MB.
     """
     from tokenizers import Tokenizer
 
     shards = ShardSet.open(folder)
-    decode = None if model is None else code_decoder(shards, model)
+    decode = code_decoder(shards, model) if model else None
     rows = row_table(shards)
     chosen = choose(rows, samples)
     values: dict[str, Any] = {
@@ -55,7 +52,7 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     page = render_page(TEMPLATES, "preview", values)
     if len(page) > PAGE_BYTES:
         raise UserError(f"{out}: would be {len(page) / 1e6:.1f} MB, more than 20; give fewer --samples")
-    write_whole(out, page)
+    write_output(out, page)
     return chosen.height, rows.height
 
 
@@ -77,8 +74,8 @@ def _groups(rows: pl.DataFrame) -> list[dict[str, Any]]:
     for group in summarize(rows, 1).iter_rows(named=True):
         of_task = rows.filter(pl.col("task") == group["task"])
         lengths = of_task.filter(pl.col("source") == group["source"])["tokens"].to_numpy()
-        tokens = of_task["tokens"].to_numpy()
-        groups.append({**group, "bars": histogram(lengths, int(tokens.min()), int(tokens.max()))})
+        lo, hi = of_task.select(lo=pl.col("tokens").min(), hi=pl.col("tokens").max()).row(0)
+        groups.append({**group, "bars": histogram(lengths, lo, hi)})
     return sorted(groups, key=lambda group: TASKS.index(group["task"]))
 
 

@@ -24,8 +24,8 @@ def row_table(shards: ShardSet) -> pl.DataFrame:
             "supervised": rows.supervised_tokens.astype("int64"),
             "bytes": rows.row_bytes,
         }
-        names = {"split": pl.lit(split), "task": pl.lit(task), "index": pl.int_range(pl.len())}
-        tables.append(pl.DataFrame(columns).with_columns(**names))
+        table = pl.DataFrame(columns).with_row_index("index")
+        tables.append(table.with_columns(split=pl.lit(split), task=pl.lit(task)))
     return pl.concat(tables)
 
 
@@ -52,7 +52,6 @@ def vq_summary(manifest: Manifest) -> str:
     """Which encoder made the VQ codes, and whether they mean anything."""
     if manifest.vq is None:
         return "none"
-    meaning = "a checkpoint's weights"
-    if manifest.vq["weights"] == "random":
-        meaning = "random weights, so they MEAN NOTHING"
+    random = manifest.vq["weights"] == "random"
+    meaning = "random weights, so they MEAN NOTHING" if random else "a checkpoint's weights"
     return f"encoder sha256 {manifest.vq['encoder_sha256']}, {meaning}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from trainer_shards import make_model, make_trainable
 from janus.common.files import hash_file
 from janus.common.page import picture_uri
 from shards.cli import main
-from shards.manifest import SourceCounts, load_manifest, write_manifest
+from shards.manifest import load_manifest, write_manifest
 from shards.preview.gallery import allot, choose
 from shards.preview.page import histogram
 from shards.write import write_shards
@@ -48,13 +49,9 @@ def with_reject(folder: Path, reason: str, detail: str) -> Path:
     """The folder with one reject and its example in the manifest."""
     manifest = load_manifest(folder)
     ((source, counts),) = manifest.counts.items()
+    rejected = {source: replace(counts, rejected={reason: 1})}
     example = {"source": source, "reason": reason, "source_key": detail, "detail": detail, "stage": "ingest"}
-    changed = replace(
-        manifest,
-        counts={source: SourceCounts(counts.read, {reason: 1}, counts.written)},
-        recipe={"reject_examples": [example]},
-    )
-    write_manifest(folder, changed)
+    write_manifest(folder, replace(manifest, counts=rejected, recipe={"reject_examples": [example]}))
     return folder
 
 
@@ -99,9 +96,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert run(tmp_path / "plain").exit_code == 0
     page, plain = Page(folder / "preview.html"), Page(tmp_path / "plain" / "preview.html")
     check_alone(page)
-    assert [page.count(tag) for tag in ("script", "img", "style")] == [
-        plain.count(tag) for tag in ("script", "img", "style")
-    ]
+    for tag in ("script", "img", "style"):
+        assert page.count(tag) == plain.count(tag)
     sample = next(s for s in page.data if s["id"] == HOSTILE)
     assert (sample["prompt"], sample["answer"], sample["history"]) == (HOSTILE, HOSTILE, [[HOSTILE, HOSTILE]])
 
@@ -123,25 +119,21 @@ def test_codes_are_decoded_beside_the_original_by_their_own_model_only(tmp_path:
     assert f"{tmp_path / 'none'}: holds no image tokens" in result.output
 
 
-def hundred_thousand(folder: Path, side: int = 16) -> Path:
-    """100,000 rows of all tasks, most of them vqa: 500 made, the rest copies with ids of their own."""
-    entries = []
-    for task, count in {"vqa": 70_000, "text": 20_000, "t2i": 10_000}.items():
-        some = make_batch([make_row(task, "train", key, side) for key in range(500)])
-
-        def batches(some: pa.RecordBatch = some, count: int = count):
-            for start in range(0, count, 500):
-                ids = pa.array([f"made/{start + i}" for i in range(500)])
-                yield some.set_column(0, some.schema.field(0), ids)
-
-        entries += write_shards(batches(), folder, split="train", task=task, image_size=side)
-    finish_folder(folder, entries, side)
-    return folder
+def copies(task: str, count: int) -> Iterator[pa.RecordBatch]:
+    """Rows of a task: 500 made, the rest copies with ids of their own."""
+    made = make_batch([make_row(task, "train", key, SIZE) for key in range(500)])
+    for start in range(0, count, 500):
+        ids = pa.array([f"made/{start + i}" for i in range(500)])
+        yield made.set_column(0, made.schema.field(0), ids)
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_samples_make_a_small_page(tmp_path: Path) -> None:
-    result = run(hundred_thousand(tmp_path), "--samples", 300)
+    entries = []
+    for task, count in {"vqa": 70_000, "text": 20_000, "t2i": 10_000}.items():
+        entries += write_shards(copies(task, count), tmp_path, split="train", task=task, image_size=SIZE)
+    finish_folder(tmp_path, entries, SIZE)
+    result = run(tmp_path, "--samples", 300)
     assert result.exit_code == 0, result.output
     assert "300 of 100,000 samples" in result.output
     page = tmp_path / "preview.html"
@@ -191,15 +183,8 @@ def test_every_row_is_in_one_bin(lengths: list[int]) -> None:
 
 
 def test_the_choice_is_of_the_rows_and_has_no_repeats() -> None:
-    rows = pl.DataFrame(
-        {
-            "task": ["vqa"] * 30,
-            "source": ["a"] * 20 + ["b"] * 10,
-            "split": ["train"] * 30,
-            "index": [*range(30)],
-        }
-    )
-    chosen = choose(rows, 12)
+    rows = pl.DataFrame({"source": ["a"] * 20 + ["b"] * 10, "index": [*range(30)]})
+    chosen = choose(rows.with_columns(task=pl.lit("vqa"), split=pl.lit("train")), 12)
     assert chosen["index"].n_unique() == 12
     assert dict(chosen.group_by("source").len().iter_rows()) == {"a": 6, "b": 6}
     assert chosen["source"].to_list()[:4] == ["a", "b", "a", "b"]

@@ -6,20 +6,22 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from paths import ROOT
+from runs import refused, train_well
 from trainer_shards import make_model, make_trainable
 
-from trainer.cli import main
+from trainer.report.meters import peak_memory, step_time
 
 STEPS = 3
-GIVEN = ["--model", "model", "--shards", "shards", "--task", "text", "--mode", "pynative"]
+OPTIONS = ("--model", "model", "--shards", "shards", "--task", "text", "--mode", "pynative")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def screen(work: Path) -> str:
     """What a terminal of 100 columns gets from a run in `terminal`, with event files."""
-    command = [sys.executable, "-m", "trainer", "train", *GIVEN, "--steps", str(STEPS), "--out", "terminal"]
+    command = [sys.executable, "-m", "trainer", "train", *OPTIONS, "--steps", str(STEPS)]
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"}
     process = subprocess.Popen(
-        [*command, "--tensorboard"], cwd=work, env=environment, stdout=slave, stderr=slave, stdin=slave
+        [*command, "--out", "terminal", "--tensorboard"],
+        cwd=work,
+        env=environment,
+        stdout=slave,
+        stderr=slave,
+        stdin=slave,
     )
     os.close(slave)
     shown = b""
@@ -49,16 +56,6 @@ def screen(work: Path) -> str:
     os.close(master)
     assert process.wait() == 0, shown.decode()
     return shown.decode()
-
-
-def _train(work: Path, *arguments: str) -> Result:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        return CliRunner().invoke(main, ["train", *GIVEN, *arguments])
-
-
-def _records(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_terminal_gets_live_progress(work: Path, screen: str) -> None:
@@ -94,7 +91,8 @@ def events(folder: Path) -> dict[tuple[str, int], float]:
 
 def test_event_files_hold_every_number(work: Path, screen: str) -> None:
     found = events(work / "terminal")
-    for record in _records(work / "terminal"):
+    for line in (work / "terminal" / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
         kind, step = record["kind"], record["step"]
         assert found[f"{kind}/loss_per_task/text", step] == pytest.approx(record["loss_per_task"]["text"])
         assert found[f"{kind}/seconds", step] == pytest.approx(record["seconds"])
@@ -102,29 +100,39 @@ def test_event_files_hold_every_number(work: Path, screen: str) -> None:
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_event_files_go_on_with_the_run(work: Path, screen: str) -> None:
-    result = _train(work, "--out", "terminal", "--resume", "--steps", str(STEPS + 1), "--tensorboard")
-    assert result.exit_code == 0, result.output
-    names = {name for name, step in events(work / "terminal") if step == STEPS + 1}
+def test_a_resumed_run_goes_on_with_events_and_survives_its_report(work: Path, screen: str) -> None:
+    """A file in the place of the report's folder keeps it from being drawn: a line, and the run is whole."""
+    shutil.copytree(work / "terminal", work / "blocked", ignore=shutil.ignore_patterns("report"))
+    (work / "blocked" / "report").touch()
+    resumed = ("--out", "blocked", "--resume", "--steps", STEPS + 1, "--tensorboard")
+    output = train_well(work, *OPTIONS, *resumed)
+    names = {name for name, step in events(work / "blocked") if step == STEPS + 1}
     assert {"step/loss", "validation/loss_per_task/text"} <= names
-
-
-def test_a_report_that_cannot_be_drawn_is_a_line_and_the_run_is_whole(work: Path) -> None:
-    (work / "blocked").mkdir()
-    (work / "blocked" / "report").write_text("a file where the folder should be")
-    result = _train(work, "--steps", "1", "--eval-samples", "0", "--out", "blocked")
-    assert result.exit_code == 0, result.output
-    last = result.output.splitlines()[-1]
+    last = output.splitlines()[-1]
     assert last.startswith("report: not written (blocked/report/report-")
     assert last.endswith("`trainer report blocked` tries again")
-    assert (work / "blocked/checkpoints/step-000001/state.json").is_file()
-    assert "\x1b" not in result.output  # plain lines where nobody can draw
-    assert "step 1/1 · loss" in result.output
+    assert (work / "blocked/checkpoints/step-000004/state.json").is_file()
+    assert "\x1b" not in output  # plain lines where nobody can draw
+    assert "step 4/4 · loss" in output
 
 
 def test_without_the_writer_library_it_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    result = _train(work, "--steps", "1", "--out", "none", "--tensorboard")
-    assert result.exit_code == 2
-    assert result.output.startswith("Error: --tensorboard: tensorboardX is not installed; pip install")
+    line = refused(work, *OPTIONS, "--steps", 1, "--out", "none", "--tensorboard")
+    assert line.startswith("Error: --tensorboard: tensorboardX is not installed; pip install")
     assert not (work / "none").exists()
+
+
+def test_step_times() -> None:
+    times = step_time([0.1 * n for n in range(1, 102)])
+    assert times["step_seconds_median"] == pytest.approx(5.1)
+    assert times["step_seconds_p95"] == pytest.approx(9.6)
+    assert step_time([]) == {"step_seconds_median": None, "step_seconds_p95": None}
+
+
+def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+    before = peak_memory()["peak_memory"]
+    block = np.ones(200 * 2**20, np.uint8)
+    after = peak_memory()["peak_memory"]
+    assert before <= after
+    assert after > block.nbytes

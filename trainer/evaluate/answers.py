@@ -1,8 +1,8 @@
 """Answers to vqa questions: generated greedily, and compared with the right ones.
 
 Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): lower case, no punctuation,
-no articles, white space collapsed; F1 of the bags of words. Questions whose answer is yes or no are *closed*,
-all others *open*, kept apart as for VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251); its closed
+no articles, white space collapsed; F1 of the bags of words. Questions with the answer yes or no are *closed*,
+all others *open*, as for VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251), except that its closed
 questions that name their choices count as open here.
 """
 
@@ -28,21 +28,21 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 QUESTIONS, BATCH, MAX_TOKENS = 8, 4, 16
-"""Of a `Probe`: questions, questions at a time, and longest answer in tokens."""
+"""A `Probe`'s questions, questions at a time, and longest answer in tokens."""
 
 
 def normalise(answer: str) -> str:
-    """The part of an answer that is compared."""
+    """The answer as it is compared."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether they are the same once normalised."""
+    """Whether the two are the same once normalised."""
     return normalise(prediction) == normalise(answer)
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of the shares of words that they have in common, 0 to 1."""
+    """Harmonic mean of precision and recall of the words, 0 to 1."""
     predicted, wanted = normalise(prediction).split(), normalise(answer).split()
     if not predicted or not wanted:
         return float(predicted == wanted)
@@ -51,27 +51,21 @@ def token_f1(prediction: str, answer: str) -> float:
 
 
 def answer_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """exact_match and f1 of all, of the closed and of the open questions, and how many those are.
-
-    A kind without questions has no exact_match and f1.
-    """
+    """exact_match, f1 and number of all, `closed_` and `open_` questions; of no questions only the number."""
     pairs = list(zip(predictions, answers, strict=True))
-    kinds = {
-        "": pairs,
-        "closed_": [pair for pair in pairs if normalise(pair[1]) in CLOSED],
-        "open_": [pair for pair in pairs if normalise(pair[1]) not in CLOSED],
-    }
+    closed = [pair for pair in pairs if normalise(pair[1]) in CLOSED]
+    opened = [pair for pair in pairs if normalise(pair[1]) not in CLOSED]
     metrics: dict[str, float] = {}
-    for kind, some in kinds.items():
-        if some:
-            metrics[f"{kind}exact_match"] = sum(exact_match(*pair) for pair in some) / len(some)
-            metrics[f"{kind}f1"] = sum(token_f1(*pair) for pair in some) / len(some)
-        metrics[f"{kind}questions"] = len(some)
+    for kind, questions in (("", pairs), ("closed_", closed), ("open_", opened)):
+        if questions:
+            metrics[f"{kind}exact_match"] = sum(exact_match(*pair) for pair in questions) / len(questions)
+            metrics[f"{kind}f1"] = sum(token_f1(*pair) for pair in questions) / len(questions)
+        metrics[f"{kind}questions"] = len(questions)
     return metrics
 
 
 def commonest(answers: Sequence[str]) -> str:
-    """The normalised answer that comes most often; of several the first in the alphabet."""
+    """The most frequent normalised answer; of several the first in the alphabet."""
     counts = Counter(map(normalise, answers))
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -90,10 +84,10 @@ def generate_answers(
 
 
 class Probe:
-    """A few held-out questions that `--eval-every` asks while the network learns.
+    """A few held-out questions that `--eval-every` asks during training.
 
-    Each time costs about two validations of as many vqa samples, and the memory of a key-value cache of
-    BATCH rows; its two graphs are compiled once.
+    Asking costs about two validations of as many vqa samples, and a key-value cache of BATCH rows. Its two
+    graphs are compiled once.
     """
 
     def __init__(self, run: Run, model: Janus) -> None:
@@ -103,7 +97,7 @@ class Probe:
         self._generator = Generator(model, run.tokenizer.special, BATCH, run.config.mode)
 
     def metrics(self) -> dict[str, float]:
-        """exact_match, f1 and the number of questions; empty if the run has no held-out question."""
+        """exact_match, f1 and the number of questions; empty without held-out questions."""
         if not self._samples:
             return {}
         predictions = generate_answers(self._generator, self._tokenizer, self._samples, MAX_TOKENS)

@@ -1,16 +1,16 @@
 """PubMedQA's yes, no or maybe, by the likelihood of each: nothing is generated.
 
-The prompt is the question as it is trained, without its abstract; the answers compared are " yes", " no" and
-" maybe", scored without EOS, which an answer of one word rarely has where answers are conclusions. Figures
-are accuracy and the F1 of yes, no and maybe, averaged (Jin et al. 2019, arXiv:1909.06146).
+The prompt is the question as in training, without its abstract. The answers compared are " yes", " no" and
+" maybe", scored without EOS, which rarely follows one word where answers are conclusions. Figures are
+accuracy and the mean F1 of yes, no and maybe (Jin et al. 2019, arXiv:1909.06146).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from shards.schema import Sample
 from trainer.evaluate.answers import commonest
-from trainer.evaluate.predictions import prediction_row
 from trainer.evaluate.scores import Score
 
 SOURCE = "pubmedqa"
@@ -29,34 +28,33 @@ DECISIONS = ("yes", "no", "maybe")
 
 
 def decision_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """accuracy and macro_f1 over the decisions that are among predictions or answers, as scikit-learn's."""
-    pairs = list(zip(predictions, answers, strict=True))
-    f1 = []
-    for decision in sorted({*predictions, *answers}):
-        right = sum(predicted == wanted == decision for predicted, wanted in pairs)
-        named = sum((predicted == decision) + (wanted == decision) for predicted, wanted in pairs)
-        f1.append(2 * right / named)
-    accuracy = sum(predicted == wanted for predicted, wanted in pairs) / len(pairs)
-    return {"accuracy": accuracy, "macro_f1": sum(f1) / len(f1)}
+    """accuracy, and macro_f1 over the decisions that are among predictions or answers, as scikit-learn's."""
+    predicted, wanted = Counter(predictions), Counter(answers)
+    right = Counter(p for p, w in zip(predictions, answers, strict=True) if p == w)
+    f1 = [2 * right[d] / (predicted[d] + wanted[d]) for d in sorted(predicted | wanted)]
+    return {"accuracy": right.total() / len(answers), "macro_f1": sum(f1) / len(f1)}
 
 
 @dataclass(frozen=True)
 class PubmedQuestions:
     """The listed questions that the shards hold, in any split, each with its right answer.
 
-    candidates: for each question one sample per decision, in the order of DECISIONS. listed: length of the
-    list.
+    candidates: for each question one sample per decision, in the order of DECISIONS. listed: how many the
+    list names.
     """
 
     questions: list[Sample]
     candidates: list[Sample]
     listed: int
 
-    def results(self, scores: Sequence[Score]) -> tuple[dict[str, float], str, list[dict[str, Any]]]:
-        """(figures, the baseline's answer, a row for each question) from the candidates' scores.
+    def results(
+        self, scores: Sequence[Score]
+    ) -> tuple[dict[str, float], str, list[tuple[Sample, float, float, str]]]:
+        """(figures, the baseline's answer, answers) from the candidates' scores.
 
-        Questions of the train split are counted (`in_train`) and, if others remain, left out of `unseen_…`.
-        The baseline is the commonest answer of the questions.
+        answers: each question, −log p of its right answer, the share of the likeliest one, and that one.
+        Questions of the train split are counted as `in_train`; `unseen_…` leaves them out, if others remain.
+        The baseline always gives the most frequent answer.
         """
         nll_QD = np.array([score.nll for score in scores]).reshape(-1, len(DECISIONS))
         predictions = [DECISIONS[i] for i in nll_QD.argmin(1)]
@@ -71,22 +69,15 @@ class PubmedQuestions:
         always = commonest(answers)
         figures = decision_metrics([always] * len(answers), answers)
         metrics |= {f"baseline_{name}": value for name, value in figures.items()}
-        return metrics, always, self._rows(nll_QD, predictions)
-
-    def _rows(self, nll_QD: np.ndarray, predictions: list[str]) -> list[dict[str, Any]]:
-        likelihood_QD = np.exp(nll_QD.min(1, keepdims=True) - nll_QD)  # of the likeliest: 1
-        confidence_Q = 1 / likelihood_QD.sum(1)
-        rows = []
-        for i, (question, prediction) in enumerate(zip(self.questions, predictions, strict=True)):
-            nll = float(nll_QD[i, DECISIONS.index(question.answer)])
-            rows.append(prediction_row(question, SOURCE, nll, float(confidence_Q[i]), prediction))
-        return rows
+        share_Q = 1 / np.exp(nll_QD.min(1, keepdims=True) - nll_QD).sum(1)  # of the likeliest
+        nll_Q = [nll_D[DECISIONS.index(answer)] for nll_D, answer in zip(nll_QD, answers, strict=True)]
+        return metrics, always, list(zip(self.questions, nll_Q, share_Q, predictions, strict=True))
 
 
 def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> PubmedQuestions:
-    """Find the questions of the list `path`, {pubid: yes, no or maybe}, in the shards.
+    """The questions of the list `path`, {pubid: yes, no or maybe}, that the shards hold.
 
-    Raises UserError if it is no such list, or the shards hold none of its questions.
+    Raises UserError if it is no such list, or they hold none.
     """
     decisions = read_json(path, "give PubMedQA's data/test_ground_truth.json")
     for pubid, decision in decisions.items():
@@ -96,15 +87,11 @@ def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> P
     for split, task in shards.splits_tasks():
         rows = shards.rows(split, task)
         for index, sample_id in enumerate(rows.sample_ids.to_pylist() if task == "text" else ()):
-            source, _, key = sample_id.partition("/")
-            if source == SOURCE and key in decisions:
-                questions.append(replace(rows.read(index), answer=decisions[key]))
+            source, _, pubid = sample_id.partition("/")
+            if source == SOURCE and pubid in decisions:
+                questions.append(replace(rows.read(index), answer=decisions[pubid]))
     if not questions:
         raise UserError(f"--pubmedqa-test: {shards.folder} holds none of its {len(decisions)} questions")
-    return PubmedQuestions(questions, _candidates(questions, tokenizer), len(decisions))
-
-
-def _candidates(questions: Sequence[Sample], tokenizer: JanusTokenizer) -> list[Sample]:
     prompts = [PromptRow("text", q.prompt, d, q.history) for q in questions for d in DECISIONS]
     candidates = []
     for i, sample in enumerate(encode_samples(tokenizer, prompts, 0)):
@@ -112,4 +99,4 @@ def _candidates(questions: Sequence[Sample], tokenizer: JanusTokenizer) -> list[
         span = np.array([[start, end - 1]], np.int32)  # without EOS
         question = questions[i // len(DECISIONS)]
         candidates.append(replace(question, input_ids=sample.input_ids, supervised=span))
-    return candidates
+    return PubmedQuestions(questions, candidates, len(decisions))

@@ -3,29 +3,33 @@
 `OUT/eval/` gets, for the split SPLIT:
 
 - `SPLIT.json`: `{"model", "shards", "split", "seconds", "metrics": {PART: {NAME: number}}, "baseline": {PART:
-  answer}, "pictures": file name or null}`. A part is text, vqa, t2i or pubmedqa; each holds `samples`, and
-  those that are scored as in training `loss` (−log p a token) and `token_accuracy`. Figures named
-  `baseline_…` are those of always giving the answer in "baseline". New names may come; these stay.
-- `SPLIT.arrow`: one row for each sample and part (`trainer/evaluate/predictions.py`).
+  answer}, "pictures": file name or null}`. PART is text, vqa, t2i or pubmedqa. Each has `samples`, and all
+  but pubmedqa have `loss` (−log p per target) and `token_accuracy`. `baseline_…` are the figures of always
+  giving the answer in "baseline". Names may be added; these stay.
+- `SPLIT.arrow`: one row for each sample and part (PREDICTIONS).
 - `SPLIT-pictures.png`: held-out pictures, decoded from their codes, above those drawn for their captions.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+import pyarrow as pa
 
 from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
+from janus.common.files import write_file, write_text
 from janus.generate.generate import Generator, Sampling
-from janus.generate.pictures import vq_decoder
+from janus.generate.pictures import save_picture, vq_decoder
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer, load_tokenizer
 from shards.check import open_verified
@@ -33,8 +37,7 @@ from shards.manifest import TOKENIZER
 from shards.read import ShardSet
 from shards.schema import Sample
 from trainer.config import EvalConfig
-from trainer.evaluate.answers import answer_metrics, commonest, generate_answers, token_f1
-from trainer.evaluate.predictions import prediction_row, write_results
+from trainer.evaluate.answers import answer_metrics, commonest, exact_match, generate_answers, token_f1
 from trainer.evaluate.pubmedqa import PubmedQuestions, find_questions
 from trainer.evaluate.scores import Score, mean_scores, score_samples
 from trainer.run.open import check_model
@@ -43,6 +46,23 @@ from trainer.stream.shapes import ImageShape
 
 if TYPE_CHECKING:
     from janus.model.janus import Janus
+
+PREDICTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("part", pa.string()),  # text, vqa, t2i or pubmedqa
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("prediction", pa.string()),  # null where nothing is predicted but the next token
+        ("correct", pa.bool_()),  # null likewise
+        # vqa: token F1; pubmedqa: share of the likeliest answer; else token accuracy
+        ("score", pa.float64()),
+        ("nll", pa.float64()),  # −log p of the right answer: per token; pubmedqa: of the whole
+    ]
+)
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -60,20 +80,17 @@ def evaluate(config: EvalConfig) -> Path:
     result |= {"seconds": time.perf_counter() - began, "metrics": metrics, "baseline": evaluation.baseline}
     path = write_results(config.out / "eval", config.split, result, evaluation.rows, picture)
     for part, figures in metrics.items():
-        click.echo(f"{part}: " + ", ".join(f"{name} {_shown(value)}" for name, value in figures.items()))
+        shown = (f"{name} {x:,}" if isinstance(x, int) else f"{name} {x:.4g}" for name, x in figures.items())
+        click.echo(f"{part}: {', '.join(shown)}")
     click.echo(f"written: {path}, {path.with_suffix('.arrow').name}")
     return path
 
 
-def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
 @dataclass
 class _Evaluation:
-    """Everything opened and checked, and what has been found so far.
+    """Opened and checked inputs, and the results so far.
 
-    samples: of the split, by task. metrics, baseline: by part. rows: of `predictions.SCHEMA`.
+    samples: the split's, by task. metrics, baseline: by part. rows: of PREDICTIONS.
     """
 
     config: EvalConfig
@@ -88,7 +105,6 @@ class _Evaluation:
 
     @classmethod
     def open(cls, config: EvalConfig) -> _Evaluation:
-        """Open shards, model and list. Raises UserError for what does not fit together."""
         shards = open_verified(config.shards)
         tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
         folder = open_model(config.model, tokenizer.folder)
@@ -97,10 +113,8 @@ class _Evaluation:
             found = ", ".join(sorted({split for split, _ in shards.splits_tasks()}))
             raise UserError(f"--split {config.split}: {shards.folder} has no such rows, only {found}")
         check_model(config.model, tasks, folder, shards, tokenizer)
-        samples = {}
-        for task in tasks:
-            selected = select_rows(shards.rows(config.split, task), (), config.samples)
-            samples[task] = [selected.read(place) for place in range(len(selected))]
+        selected = {task: select_rows(shards.rows(config.split, task), (), config.samples) for task in tasks}
+        samples = {task: [rows.read(i) for i in range(len(rows))] for task, rows in selected.items()}
         evaluation = cls(config, shards, folder, tokenizer, samples)
         if config.pubmedqa_test:
             evaluation.pubmed = find_questions(shards, config.pubmedqa_test, tokenizer)
@@ -108,27 +122,27 @@ class _Evaluation:
         return evaluation
 
     def add(self, task: str, samples: list[Sample], model: Janus) -> None:
-        """Score one task's samples, and PubMedQA's candidate answers, which go through the graph of text."""
+        """Score one task's samples; with text, PubMedQA's candidate answers go through the same graph."""
         pubmed = self.pubmed if task == "text" else None
         scored = [*samples, *pubmed.candidates] if pubmed else samples
         image, special = ImageShape.of(self.folder.config), self.tokenizer.special
         scores = score_samples(model, task, scored, self.config.batch, image, special)
         if samples:
             self.metrics[task] = {"samples": len(samples), **mean_scores(scores[: len(samples)])}
-            add_rows = self._add_answers if task == "vqa" else self._add_scores
-            add_rows(samples, scores, model)
+        if samples and task == "vqa":
+            self._add_answers(samples, scores, model)
+        elif samples:
+            self.rows += [
+                prediction_row(sample, task, score.nll / score.targets, score.hits / score.targets)
+                for sample, score in zip(samples, scores, strict=False)
+            ]
         if pubmed:
-            figures, self.baseline["pubmedqa"], rows = pubmed.results(scores[len(samples) :])
+            figures, self.baseline["pubmedqa"], answers = pubmed.results(scores[len(samples) :])
             self.metrics["pubmedqa"] = figures
-            self.rows += rows
-
-    def _add_scores(self, samples: list[Sample], scores: list[Score], model: Janus) -> None:
-        for sample, score in zip(samples, scores, strict=False):
-            accuracy, nll = score.hits / score.targets, score.nll / score.targets
-            self.rows.append(prediction_row(sample, sample.task, nll, accuracy))
+            self.rows += [prediction_row(q, "pubmedqa", nll, share, said) for q, nll, share, said in answers]
 
     def _add_answers(self, samples: list[Sample], scores: list[Score], model: Janus) -> None:
-        """Answer vqa questions, and compare with always giving the commonest training answer."""
+        """Answer vqa questions, and compare with always giving the most frequent training answer."""
         config, answers = self.config, [sample.answer for sample in samples]
         generator = Generator(model, self.tokenizer.special, min(config.batch, len(samples)))
         with track("answers", -(-len(samples) // config.batch) * config.max_tokens, "steps") as advance:
@@ -145,7 +159,7 @@ class _Evaluation:
             self.rows.append(prediction_row(sample, "vqa", nll, f1, text))
 
     def draw(self, model: Janus) -> tuple[np.ndarray, dict[str, object]]:
-        """A grid of held-out pictures above drawn ones, uint8 (H, W, 3), and the facts it was made from."""
+        """Held-out pictures above drawn ones, uint8 (H, W, 3), and the facts that go into the file."""
         config, samples = self.config, self.samples["t2i"][: self.config.pictures]
         sampling = Sampling(seed=config.seed)
         generator = Generator(model, self.tokenizer.special, min(config.batch, len(samples)))
@@ -159,3 +173,36 @@ class _Evaluation:
         facts: dict[str, object] = {"model": config.model, **vars(sampling)}
         facts |= {f"prompt {i}": sample.prompt for i, sample in enumerate(samples)}
         return np.concatenate(grid), facts
+
+
+def prediction_row(
+    sample: Sample, part: str, nll: float, score: float, prediction: str | None = None
+) -> dict[str, Any]:
+    """One row of PREDICTIONS."""
+    names = ("sample_id", "task", "split", "source", "prompt", "answer")
+    correct = None if prediction is None else exact_match(prediction, sample.answer)
+    figures = {"part": part, "nll": nll, "score": score, "prediction": prediction, "correct": correct}
+    return {name: getattr(sample, name) for name in names} | figures
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    result: Mapping[str, Any],
+    rows: Sequence[dict[str, Any]],
+    picture: tuple[np.ndarray, Mapping[str, object]] | None,
+) -> Path:
+    """Write all files, each by an atomic write and `name`.json last; returns the JSON's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {**result, "pictures": f"{name}-pictures.png" if picture else None}
+    if picture:
+        save_picture(folder / f"{name}-pictures.png", *picture)
+
+    def write_arrow(tmp: Path) -> None:
+        with pa.OSFile(str(tmp), "wb") as file, pa.ipc.new_file(file, PREDICTIONS) as writer:
+            writer.write_table(pa.Table.from_pylist(list(rows), PREDICTIONS))
+
+    write_file(folder / f"{name}.arrow", write_arrow)
+    path = folder / f"{name}.json"
+    write_text(path, json.dumps(figures, indent=2, sort_keys=True) + "\n")
+    return path

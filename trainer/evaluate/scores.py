@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """Of a sample or a batch: −log p summed over its targets, those that were the likeliest, and all."""
+    """Of a sample or a batch: −log p summed over its targets; hits: targets that were the likeliest token."""
 
     nll: float
     hits: int

@@ -1,4 +1,4 @@
-"""The charts of a training report: which ones a run's numbers give, and how each is drawn.
+"""The charts of a training report: which ones the numbers of runs give, and how each is drawn.
 
 A chart is one PNG on a light ground of its own, so that it is legible on light and dark pages alike.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 GROUND, INK, MUTED, GRID = "#fbfbf9", "#1c2127", "#5a636e", "#e6e6e1"
 RUN_COLORS = ("#1f5fbf", "#b4520f", "#0f7466", "#8a3ea8", "#a3262a", "#6b6a10")
-"""Of the runs in turn; `report.css` has the same ones, and GROUND."""
+"""One for each run in turn; `report.css` repeats these and GROUND."""
 
 SMOOTH_FROM = 60
-"""A line of that many points is smoothed, with the points themselves faintly behind it."""
+"""A curve with this many points is smoothed, with the points themselves faintly behind it."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's numbers in a chart. points: draw marks, because the steps are few and far between."""
+    """One run's numbers in a chart. points: draw marks, because the steps are far apart."""
 
     run: int
     label: str
@@ -38,13 +38,12 @@ class Line:
 
     @property
     def color(self) -> str:
-        """The run's colour."""
         return RUN_COLORS[self.run % len(RUN_COLORS)]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; `name` is part of its file's name. scale: linear, log, percent or exact (never smoothed)."""
+    """name: part of the PNG's file name. scale: linear, log, percent or exact (never smoothed)."""
 
     name: str
     title: str
@@ -53,7 +52,7 @@ class Chart:
 
     @property
     def description(self) -> str:
-        """What it shows, for readers who cannot see it."""
+        """What the chart shows, for readers who cannot see it."""
         ends = (f"{x.label} from {x.values[0]:.4g} to {x.values[-1]:.4g}" for x in self.lines)
         return f"{self.title}: {'; '.join(ends)}"
 
@@ -70,44 +69,39 @@ _STEP_CHARTS = (
     ("peak_device_memory", "Peak memory of the device, GiB", "linear", 2**-30),
     ("flops_per_second", "GFLOP per second", "linear", 1e-9),
 )
-"""Number of a step's record, title, scale, and the factor from the recorded unit to the one drawn."""
+"""Name in the step records, title, scale, and the factor from the recorded unit to the one drawn."""
 
 
-def charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[Chart]:
+def charts(runs: Sequence[History]) -> Iterator[Chart]:
     """Every chart that any of the runs has numbers for."""
     recorded = {key for run in runs for key in run.series}
-    losses = {name for _, name in recorded if name.startswith("loss_per_task/")}
-    tasks = {name.split("/", 1)[1] for name in losses}
+    tasks = {name.split("/", 1)[1] for _, name in recorded if name.startswith("loss_per_task/")}
     for task in sorted(tasks, key=lambda task: (*TASK_ORDER, task).index(task)):
-        lines = [_lines(runs, names, kind, f"loss_per_task/{task}") for kind in ("step", "validation")]
-        yield Chart(f"loss-{_file_name(task)}", f"Loss, {task}", (*lines[0], *lines[1]))
+        name = f"loss_per_task/{task}"
+        lines = _lines(runs, "step", name) + _lines(runs, "validation", name)
+        yield Chart(f"loss-{_file_name(task)}", f"Loss, {task}", lines)
     for name, title, scale, factor in _STEP_CHARTS:
         if ("step", name) in recorded:
-            lines_of_runs = _lines(runs, names, "step", name, factor)
-            yield Chart(name.replace("_", "-"), title, lines_of_runs, scale)
+            yield Chart(_file_name(name), title, _lines(runs, "step", name, factor), scale)
     for kind, name in sorted(recorded):
         if kind == "eval" and name.startswith("metrics/") and not name.endswith("/questions"):
             short = name.removeprefix("metrics/")
             title = short.replace("_", " ").replace("/", ", ")
-            yield Chart(f"eval-{_file_name(short)}", title, _lines(runs, names, kind, name))
+            yield Chart(f"eval-{_file_name(short)}", title, _lines(runs, kind, name))
 
 
-def _lines(
-    runs: Sequence[History], names: Sequence[str], kind: str, name: str, factor: float = 1
-) -> tuple[Line, ...]:
-    """The number of that name in each run that has it; what is not recorded at each step, as points."""
-    what = {"step": "training", "validation": "validation", "eval": "evaluation"}[kind]
+def _lines(runs: Sequence[History], kind: str, name: str, factor: float = 1) -> tuple[Line, ...]:
+    """One line for each run that recorded the number; marks where it is not recorded at each step."""
+    only = {"step": "training", "validation": "validation", "eval": "evaluation"}[kind]
     lines = []
     for i, run in enumerate(runs):
-        if (kind, name) in run.series:
-            steps, values = run.series[kind, name]
-            label = what if len(runs) == 1 else names[i]
-            lines.append(Line(i, label, steps, [factor * x for x in values], kind != "step"))
-    return tuple(lines)
+        steps, values = run.series.get((kind, name), ((), ()))
+        label = only if len(runs) == 1 else run.name
+        lines.append(Line(i, label, steps, [factor * x for x in values], kind != "step"))
+    return tuple(line for line in lines if line.steps)
 
 
 def _file_name(text: str) -> str:
-    """The text with a dash for everything that a file's name should not have."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
 
 
@@ -121,8 +115,11 @@ def draw(chart: Chart) -> bytes:
     points = [line for line in chart.lines if line.points]
     for i, line in enumerate(curves):
         _draw_curve(axes, line, min(3, len(curves) - 1 - i), chart.scale == "exact")
-    for line in points:
-        _draw_points(axes, line)
+    for line in points:  # joined from three on: a line between a first and a last would mislead
+        joined = ":" if len(line.steps) > 2 else ""
+        axes.plot(
+            line.steps, line.values, f"o{joined}", color=line.color, lw=1.2, ms=6.5, mec=GROUND, zorder=4
+        )
     _draw_frame(axes, chart)
     _draw_legend(axes, curves, points)
     title = {"fontsize": 11.5, "fontweight": "bold", "color": INK, "parse_math": False}
@@ -133,35 +130,21 @@ def draw(chart: Chart) -> bytes:
 
 
 def _draw_curve(axes: Axes, line: Line, above: int, exact: bool) -> None:
-    """above: how many curves are drawn over this one; the more, the wider it is, to be seen below them."""
-    style = ("-", "--", ":")[line.run // len(RUN_COLORS) % 3]
-    values, mark = np.asarray(line.values, np.float64), "o" if len(line.steps) == 1 else None
+    """above: curves drawn over this one; it is wider the more there are, to be seen below them."""
+    values = np.asarray(line.values, np.float64)
     if not exact and len(values) >= SMOOTH_FROM:
-        axes.plot(line.steps, values, color=line.color, linewidth=0.8, alpha=0.3)
+        axes.plot(line.steps, values, color=line.color, lw=0.8, alpha=0.3)
         values = smooth(values)
-    look: dict[str, Any] = {
-        "color": line.color,
-        "linestyle": style,
-        "linewidth": 1.6 + 0.7 * above,
-        "marker": mark,
-    }
-    axes.plot(line.steps, values, **look)
-
-
-def _draw_points(axes: Axes, line: Line) -> None:
-    """Marks; joined where there are more than a first and a last, which a line between would misstate."""
-    joined = ":" if len(line.steps) > 2 else ""
-    look: dict[str, Any] = {"color": line.color, "linestyle": joined, "linewidth": 1.2, "zorder": 4}
-    axes.plot(line.steps, line.values, marker="o", markersize=6.5, markeredgecolor=GROUND, **look)
+    style = ("-", "--", ":")[line.run // len(RUN_COLORS) % 3]
+    marker = "o" if len(values) == 1 else None
+    axes.plot(line.steps, values, color=line.color, ls=style, lw=1.6 + 0.7 * above, marker=marker)
 
 
 def smooth(array: np.ndarray) -> np.ndarray:
-    """The mean around each value, over a thirtieth of all."""
-    half = max(1, len(array) // 60)
-    sums = np.concatenate([[0.0], np.cumsum(array)])
-    at = np.arange(len(array))
-    lo, hi = np.maximum(at - half, 0), np.minimum(at + half + 1, len(array))
-    return (sums[hi] - sums[lo]) / (hi - lo)
+    """The mean around each value, over a thirtieth of the array."""
+    window = np.ones(2 * (len(array) // 60) + 1)
+    counts = np.convolve(np.ones(len(array)), window, "same")  # fewer at the ends
+    return np.convolve(array, window, "same") / counts
 
 
 def _draw_frame(axes: Axes, chart: Chart) -> None:
@@ -189,7 +172,7 @@ def _draw_legend(axes: Axes, curves: Sequence[Line], points: Sequence[Line]) -> 
         entries.append(("validation", Line2D([], [], color=MUTED, linestyle="", marker="o")))
     if len(entries) < 2:
         return
-    labels = [f" {label}" for label, _ in entries]  # a leading _ would hide an entry
+    labels = [f" {label}" for label, _ in entries]  # matplotlib hides a label that begins with _
     legend = axes.legend([handle for _, handle in entries], labels, fontsize=9.5, frameon=False)
     for text in legend.get_texts():
         text.set(color=INK, parse_math=False)

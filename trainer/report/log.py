@@ -1,4 +1,4 @@
-"""What a run says while it runs: one line per step, `metrics.jsonl`, `train.log`, progress on a terminal."""
+"""What a run says while it runs: a line per step, `metrics.jsonl`, `train.log`, TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -7,78 +7,80 @@ import os
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from trainer.report.events import EventFiles
+from janus.common.errors import UserError
 from trainer.report.meters import step_time
-from trainer.report.records import CHANGED, METRICS, keep_records
-from trainer.report.terminal import LiveProgress
+from trainer.report.records import CHANGED, METRICS, keep_records, numbers
 
 
-class RunLog:
+def require_tensorboard() -> None:
+    """Raise UserError if the library that writes event files is not installed."""
+    if find_spec("tensorboardX") is None:
+        raise UserError(
+            "--tensorboard: tensorboardX is not installed; pip install tensorboardX, or leave the option out"
+        )
+
+
+class RunLog(ExitStack):
     """The lines, files and progress bar of one run.
 
-    Each line goes to `train.log`; steps also to the console where there is no terminal to draw on.
+    Each line goes to `train.log`. Step lines go to the console too, unless it is a terminal with a bar.
     """
 
     def __init__(self, out: Path, steps: int, start: int, tensorboard: bool = False) -> None:
-        """start: the last step done; metrics of later steps (of a run that died) are dropped."""
-        self._out = out
+        """start: the last step done; metrics of later steps, left by a run that died, are dropped."""
+        super().__init__()
+        self._out, self._steps = out, steps
         out.mkdir(parents=True, exist_ok=True)
         self.records = keep_records(out / METRICS, start)
-        self._metrics = (out / METRICS).open("a", encoding="utf-8")
-        self._lines = (out / "train.log").open("a", encoding="utf-8")
-        self._steps = steps
-        self._events = EventFiles(out, start) if tensorboard else None
-        self._progress = LiveProgress(steps, start) if sys.stdout.isatty() else None
+        self._metrics = self.enter_context((out / METRICS).open("a", encoding="utf-8"))
+        self._lines = self.enter_context((out / "train.log").open("a", encoding="utf-8"))
+        self._events = self._progress = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
 
-    def __enter__(self) -> RunLog:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._metrics.close()
-        self._lines.close()
-        if self._events is not None:
-            self._events.close()
+            # TensorBoard drops what older files hold of later steps.
+            self._events = SummaryWriter(str(out), purge_step=start + 1 if start else None)
+            self.callback(self._events.close)
+        if sys.stdout.isatty():
+            self._progress = self.enter_context(_Progress(steps, start))
 
     def say(self, line: str) -> None:
-        """A line for console and train.log."""
+        """Show a line on the console and append it to train.log."""
         self._write(line)
-        if self._progress is not None:
-            self._progress.say(line)
-        else:
+        if self._progress is None:
             click.echo(line)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """One training step, or the steps since the last line (`StepRecord`)."""
+        """Log one training step, or the steps since the last line (`StepRecord`)."""
         self._record({"kind": "step", **record})
         line = step_line(record, self._steps)
         if self._progress is None:
             self.say(line)
         else:
             self._write(line)
-            self._progress.step(record["step"], line.split(" · ", 1)[1])
+            self._progress.show(record["step"], line.split(" · ", 1)[1])
 
     def validation(self, record: Mapping[str, Any]) -> None:
-        """One validation: {"step", "loss_per_task", "seconds"}."""
+        """Log one validation: {"step", "loss_per_task", "seconds"}."""
         losses = _losses(record["loss_per_task"])
         line = f"validation after step {record['step']} · {losses} · {record['seconds']:.1f} s"
         self.note("validation", record, line)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """One small evaluation: {"step", "metrics": {task: {name: number}}, "seconds"}."""
+        """Log one small evaluation: {"step", "metrics": {task: {name: number}}, "seconds"}."""
         figures = " · ".join(
             f"{task} {name} {value:.4g}"
             for task, metrics in record["metrics"].items()
@@ -87,8 +89,14 @@ class RunLog:
         line = f"evaluation after step {record['step']} · {figures} · {record['seconds']:.1f} s"
         self.note("eval", record, line)
 
+    def changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Log the options that this start overrides (`RunState.changes`)."""
+        for change in changes:
+            line = f"changed: {change['field']} was {change['old']}, now {change['new']} (--resume-with)"
+            self.note(CHANGED, change, line)
+
     def note(self, kind: str, record: Mapping[str, Any], line: str) -> None:
-        """A record of any other kind, and its line."""
+        """Log a record of any other kind, and its line."""
         self._record({"kind": kind, **record})
         self.say(line)
 
@@ -97,14 +105,8 @@ class RunLog:
         for file in (self._metrics, self._lines):
             os.fsync(file.fileno())
 
-    def changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
-        """Options that this start has overridden (`RunState.changes`)."""
-        for change in changes:
-            line = f"changed: {change['field']} was {change['old']}, now {change['new']} (--resume-with)"
-            self.note(CHANGED, change, line)
-
     def summary(self, checkpoint: Path, step_seconds: Sequence[float], seconds: float) -> None:
-        """The closing table: validation loss per task before and after, and the run's figures.
+        """Say validation loss per task before and after, and the run's figures.
 
         step_seconds: of every step that compiled nothing. seconds: of the whole run.
         """
@@ -121,7 +123,7 @@ class RunLog:
             self.say(f"{name}: {value}")
 
     def write_report(self) -> None:
-        """Write the page and its charts. The run is saved by now: whatever goes wrong here is one line."""
+        """Write the page and its charts. The run is saved by now, so any failure is only a line."""
         from trainer.report.page import write_report
 
         try:
@@ -135,11 +137,30 @@ class RunLog:
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         if self._events is not None:
-            self._events.add(record)
+            for name, value in numbers(record).items():
+                self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def _write(self, line: str) -> None:
         self._lines.write(line + "\n")
         self._lines.flush()
+
+
+class _Progress(Progress):
+    """A bar over the steps on a terminal, with the last step's numbers below it."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        columns = (MofNCompleteColumn(), BarColumn(30), TimeRemainingColumn(), TextColumn("left"))
+        self._numbers = Text()  # first: rich draws once in its __init__
+        super().__init__(TextColumn("step"), *columns, console=Console(file=sys.stdout), refresh_per_second=4)
+        self._bar = self.add_task("", total=steps, completed=done)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield self._numbers
+
+    def show(self, step: int, numbers: str) -> None:
+        self._numbers = Text(numbers, style="dim")
+        self.update(self._bar, completed=step)
 
 
 def step_line(record: Mapping[str, Any], steps: int) -> str:
@@ -149,8 +170,7 @@ def step_line(record: Mapping[str, Any], steps: int) -> str:
         f"lr {record['learning_rate']:.2e} · norm {record['grad_norm']:.3f} · {record['seconds']:.3f} s · "
         f"{record['samples_per_second']:.1f} samples/s · {record['tokens_per_second']:.0f} tokens/s · "
         f"padding {record['padding']:.1%} · wait {record['data_wait']:.1%} · "
-        f"{record['flops_per_second'] / 1e9:.1f} GF/s · "
-        f"compiled {record['compilations']}"
+        f"{record['flops_per_second'] / 1e9:.1f} GF/s · compiled {record['compilations']}"
     )
 
 
@@ -161,8 +181,7 @@ def _losses(per_task: Mapping[str, float]) -> str:
 def _losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     table = Table("validation loss", "before", "after", "change")
     for task, loss in after.items():
-        first = before.get(task)
-        known = ("", "") if first is None else (f"{first:.4f}", f"{loss - first:+.4f}")
+        known = (f"{before[task]:.4f}", f"{loss - before[task]:+.4f}") if task in before else ("", "")
         table.add_row(task, known[0], f"{loss:.4f}", known[1])
     console = Console(width=100, no_color=True, force_terminal=False)
     with console.capture() as captured:

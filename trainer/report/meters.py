@@ -1,4 +1,4 @@
-"""The meters that stay on in every run: what a run records of each interval between two log lines."""
+"""The meters of every run: what is recorded of the steps between two log lines."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class StepRecord:
-    """The steps of a run as `metrics.jsonl` has them: sums over the steps since the last line.
+    """Sums over the steps since the last line, and the record that `metrics.jsonl` gets of them.
 
-    A step takes from the moment the device had finished the one before until it has finished this one; steps
-    that compiled a graph have no time, or it would be the compiler's.
+    A step's time runs from when the device finished the previous step until it has finished this one. A step
+    that compiled a graph is not timed: the time would be the compiler's.
     """
 
     def __init__(self, network: TrainStep, write: Callable[[Mapping[str, Any]], None]) -> None:
@@ -35,8 +35,8 @@ class StepRecord:
     def _begin(self) -> None:
         self._began = self._ended = time.perf_counter()
         self._graphs, self._timed = self._network.graphs.count, len(self.step_seconds)
-        self._sums: Counter[str] = Counter()
         self._waited = 0.0
+        self._sums: Counter[str] = Counter()
         self._loss_sum: Counter[str] = Counter()
         self._supervised: Counter[str] = Counter()
         self._last: dict[str, Any] = {}  # of the interval's last step that was applied
@@ -44,15 +44,25 @@ class StepRecord:
     def add(
         self, step: int, data: StepData, numbers: StepNumbers, rate: float, waited: float, line: bool
     ) -> None:
-        """Count one step, if it was applied, at learning rate `rate`.
+        """Count one step at learning rate `rate`, unless it was skipped.
 
-        waited: seconds, for its data. line: write the line of the steps since the last one, once the device
-        has finished them. Nothing is written where none was applied.
+        waited: seconds spent waiting for its data. line: let the device finish, then write a record of the
+        steps since the last one; none if all of them were skipped.
         """
         if line:
             self._network.wait()
         if numbers.finite:
-            self._count(data, numbers, waited)
+            now, graphs = time.perf_counter(), self._network.graphs.count
+            if graphs == self._graphs:
+                self.step_seconds.append(now - self._ended)
+            self._ended, self._graphs = now, graphs
+            flops = sum(self._network.flops(task, batch) for task, batch in data.batches)
+            self._sums.update(
+                steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots, flops=flops
+            )
+            self._waited += waited
+            self._loss_sum.update(numbers.loss_sum)
+            self._supervised.update(numbers.supervised)
             self._last = {"step": step, "learning_rate": rate, "grad_norm": numbers.grad_norm}
         if line:
             if self._last:
@@ -61,39 +71,27 @@ class StepRecord:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Validation and saving, between two steps, are no step's time."""
+        """Leave the time of validation and saving out of the steps' time."""
         began = time.perf_counter()
         yield
         took = time.perf_counter() - began
         self._began, self._ended = self._began + took, self._ended + took
         self._graphs = self._network.graphs.count
 
-    def _count(self, data: StepData, numbers: StepNumbers, waited: float) -> None:
-        now, graphs = time.perf_counter(), self._network.graphs.count
-        if graphs == self._graphs:
-            self.step_seconds.append(now - self._ended)
-        self._ended, self._graphs = now, graphs
-        flops = sum(self._network.flops(task, batch) for task, batch in data.batches)
-        self._sums.update(steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots, flops=flops)
-        self._waited += waited
-        self._loss_sum.update(numbers.loss_sum)
-        self._supervised.update(numbers.supervised)
-
     def _means(self) -> dict[str, Any]:
-        """Mean losses per supervised token, and the meters; docs/DESIGN.md says what each one is."""
+        """Mean losses per target, and the meters; docs/DESIGN.md says what each one is."""
         seconds, sums, graphs = self._ended - self._began, self._sums, self._network.graphs
         return {
             "loss": self._loss_sum.total() / self._supervised.total(),
             "loss_per_task": {task: self._loss_sum[task] / n for task, n in self._supervised.items()},
             "seconds": seconds / sums["steps"],
             **step_time(self.step_seconds[self._timed :]),
-            "samples_per_second": sums["samples"] / seconds,
-            "tokens_per_second": sums["tokens"] / seconds,
-            "slots_per_second": sums["slots"] / seconds,
+            **{
+                f"{name}_per_second": sums[name] / seconds for name in ("samples", "tokens", "slots", "flops")
+            },
             "padding": 1 - sums["tokens"] / sums["slots"],
             "data_wait": self._waited / seconds,
             "data_wait_seconds": self._waited,
-            "flops_per_second": sums["flops"] / seconds,
             "compilations": graphs.count,
             "loaded": graphs.loaded,
             "compile_seconds": graphs.seconds,
@@ -102,7 +100,7 @@ class StepRecord:
 
 
 def step_time(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Median and 95th percentile of steps' seconds; None where every step compiled something."""
+    """Median and 95th percentile of the steps' seconds; None if every step compiled a graph."""
     if not seconds:
         return {"step_seconds_median": None, "step_seconds_p95": None}
     median, p95 = np.percentile(seconds, (50, 95))
@@ -110,7 +108,7 @@ def step_time(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes held at the worst moment so far: by this process on the host, and on an Ascend device."""
+    """Peak memory so far in bytes: of this process on the host, and on an Ascend device."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     on_device = device.peak_memory()

@@ -1,57 +1,49 @@
-"""`trainer report`: one HTML page and PNGs that show how runs went, several laid over each other.
-
-    page = write_report([Path("outputs/mixed-001")])    # outputs/mixed-001/report/report.html
-
-A run that is still going is shown as far as it has come.
-"""
+"""`trainer report`: one HTML page and PNGs that show how runs went, several laid over each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from janus.common.page import data_uri, picture_uri, render_page, write_whole
-from janus.prompts import TASK_ORDER
+from janus.common.page import data_uri, picture_uri, render_page, write_output
 from trainer.report.charts import RUN_COLORS, charts, draw
 from trainer.report.records import History, numbers, read_history
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_BYTES = 1_500_000
-"""Of each picture of an evaluation, which may be a large grid."""
+"""Limit for each picture of an evaluation, which may be a large grid."""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page, and each chart as a PNG beside it; gives the page's path.
+    """Write the page, and each chart as a PNG beside it; returns the page's path.
 
     out: the page; by default `report/report.html` in the run's folder, or `report/compared.html` in the first
-    one's. Raises UserError for a folder without metrics, and for a place that cannot be written.
+    one's. A run in progress is shown up to its last step. Raises UserError for a folder without metrics, and
+    for a place that cannot be written.
     """
     runs = [read_history(folder) for folder in folders]
-    short = [folder.resolve().name for folder in folders]
-    names = [x if short.count(x) == 1 else str(folder) for x, folder in zip(short, folders, strict=True)]
+    names = [run.name for run in runs]
+    runs = [run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs]
     page = out or folders[0] / "report" / ("report.html" if len(runs) == 1 else "compared.html")
     drawn = []
-    for chart in charts(runs, names):
+    for chart in charts(runs):
         png = draw(chart)
-        write_whole(page.with_name(f"{page.stem}-{chart.name}.png"), png)
+        write_output(page.with_name(f"{page.stem}-{chart.name}.png"), png)
         drawn.append({"description": chart.description, "uri": data_uri(png, "image/png")})
-    named = list(zip(names, runs, strict=True))
     values = {
-        "runs": [_facts(run, name, i % len(RUN_COLORS)) for i, (name, run) in enumerate(named)],
+        "runs": runs,
+        "colors": len(RUN_COLORS),
         "charts": drawn,
         "options": _options(runs),
-        "evaluations": [table for name, run in named for table in _evaluations(run, name)],
-        "pictures": [
-            {"run": name, "file": path.name, "uri": _picture(path)}
-            for name, run in named
-            for path in run.pictures
-        ],
+        "evaluations": [table for run in runs for table in _evaluations(run)],
+        "pictures": [(run.name, path.name, _picture(path)) for run in runs for path in run.pictures],
     }
-    write_whole(page, render_page(TEMPLATES, "report", values))
+    write_output(page, render_page(TEMPLATES, "report", values))
     return page
 
 
@@ -63,33 +55,6 @@ def progress_line(folder: Path) -> str | None:
     return (
         f"{folder}: not finished, at step {run.last_step} of {run.planned_steps}; the report shows it so far"
     )
-
-
-def _facts(run: History, name: str, color: int) -> dict[str, Any]:
-    """The run's facts, for the panel at the top."""
-    memory = run.values("step", "peak_memory")
-    # A line's seconds include compilation; older runs record nothing else.
-    seconds = run.median("step_seconds_median") or run.median("seconds")
-    return {
-        "name": name,
-        "history": run,
-        "color": color,
-        "written": datetime.fromtimestamp(run.written).strftime("%Y-%m-%d %H:%M:%S"),
-        "losses": _losses(run),
-        "seconds": seconds,
-        "memory": max(memory) / 2**30 if memory else None,
-    }
-
-
-def _losses(run: History) -> list[tuple[str, float, float, str]]:
-    """Task, first and last loss, and its kind: validation, or training where there is no validation."""
-    rows = []
-    for task in TASK_ORDER:
-        for kind, record in (("validation", "validation"), ("training", "step")):
-            if values := run.values(record, f"loss_per_task/{task}"):
-                rows.append((task, values[0], values[-1], kind))
-                break
-    return rows
 
 
 def _options(runs: Sequence[History]) -> list[dict[str, Any]]:
@@ -108,30 +73,20 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) or "—" if isinstance(value, list) else str(value)
 
 
-def _evaluations(run: History, name: str) -> list[dict[str, Any]]:
-    """A table for each results file and part: figures by name, beside those of the baseline."""
+def _evaluations(run: History) -> list[dict[str, Any]]:
+    """A table for each results file and part: each figure, and the baseline's of the same name."""
     tables = []
     for file, content in run.evaluations.items():
-        answers = content.get("baseline")
-        for part, figures in _parts(content).items():
-            rows = [
-                (figure, value, figures.get(f"baseline_{figure}"))
-                for figure, value in figures.items()
-                if not figure.startswith("baseline_")
-            ]
-            baseline = answers.get(part) if isinstance(answers, dict) else None
-            tables.append({"run": name, "file": file, "part": part, "rows": rows, "baseline": baseline})
+        rows = defaultdict(list)
+        figures, answers = numbers(content), content.get("baseline")
+        for path, value in figures.items():
+            match path.split("/"):
+                case ["metrics", part, name] if not name.startswith("baseline_"):
+                    rows[part].append((name, value, figures.get(f"metrics/{part}/baseline_{name}")))
+        for part in rows:
+            answer = answers.get(part) if isinstance(answers, dict) else None
+            tables.append({"run": run.name, "file": file, "part": part, "rows": rows[part], "always": answer})
     return tables
-
-
-def _parts(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Part of the evaluation → name → figure."""
-    parts: dict[str, dict[str, float]] = {}
-    for path, value in numbers(content).items():
-        if path.startswith("metrics/") and path.count("/") == 2:
-            _, part, name = path.split("/")
-            parts.setdefault(part, {})[name] = value
-    return parts
 
 
 def _picture(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""What a run has left to be read again: its records (`metrics.jsonl`), options and evaluations.
+"""The files of a run that are read again: records (`metrics.jsonl`), options and evaluations.
 
-Tolerant, because a run that is still going is read too, and one of an older version: what is missing is left
-out, and a line that cannot be read is counted.
+Reading is tolerant, because the run may be in progress or of an older version: what is missing is left out,
+and a line that cannot be read is counted.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 
 from janus.common.errors import UserError
 from janus.common.files import write_text
+from janus.prompts import TASK_ORDER
 from trainer.config import CONFIG
 
 METRICS = "metrics.jsonl"
@@ -31,19 +33,20 @@ EVALUATIONS = "eval"
 
 @dataclass(frozen=True)
 class History:
-    """One run. records: the lines of metrics.jsonl; written: when the last one was, in seconds since 1970."""
+    """One run. records: lines of metrics.jsonl; unreadable: how many others; written: when the last was."""
 
     folder: Path
+    name: str
     records: Sequence[Mapping[str, Any]]
     unreadable: int
-    written: float
+    written: datetime
     config: Mapping[str, Any]
     evaluations: Mapping[str, Mapping[str, Any]]
     pictures: Sequence[Path]
 
     @cached_property
     def series(self) -> Mapping[tuple[str, str], tuple[list[int], list[float]]]:
-        """(kind of record, name of a number) → its steps and values, in order of the file."""
+        """(kind of record, name of a number) → its steps and values, in the file's order."""
         found: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
         for record in self.records:
             for name, value in numbers(record).items():
@@ -53,7 +56,7 @@ class History:
         return found
 
     def values(self, kind: str, name: str) -> list[float]:
-        """Every value of a number in records of that kind, in order; empty if there is none."""
+        """Every value of a number in records of that kind, in order."""
         return self.series.get((kind, name), ([], []))[1]
 
     def median(self, name: str) -> float | None:
@@ -62,19 +65,29 @@ class History:
         return statistics.median(values) if values else None
 
     @property
+    def losses(self) -> list[tuple[str, float, float, str]]:
+        """Task, first and last loss, and its kind: validation, or training if there is no validation."""
+        rows = []
+        for task in TASK_ORDER:
+            for kind, record in (("validation", "validation"), ("training", "step")):
+                if values := self.values(record, f"loss_per_task/{task}"):
+                    rows.append((task, values[0], values[-1], kind))
+                    break
+        return rows
+
+    @property
     def last_step(self) -> int:
-        """The last step that was recorded."""
-        return max((record["step"] for record in self.records), default=0)
+        return max(record["step"] for record in self.records)
 
     @property
     def planned_steps(self) -> int | None:
-        """How many steps the run was to have; None if its options are not there."""
+        """The option `steps`; None for a run without its options."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the last planned step is recorded; true for a run without options."""
+        """Whether the last planned step is recorded; true for a run without its options."""
         return self.planned_steps is None or self.last_step >= self.planned_steps
 
 
@@ -83,30 +96,30 @@ def read_history(folder: Path) -> History:
     path = folder / METRICS
     try:
         lines = path.read_bytes().splitlines()
-        written = path.stat().st_mtime
+        written = datetime.fromtimestamp(path.stat().st_mtime)
     except OSError:
         raise UserError(f"{folder}: holds no {METRICS}, so nothing to report; give a run's folder") from None
     records = [record for record in map(_record, lines) if record]
     if not records:
         raise UserError(f"{path}: records nothing yet, so nothing to report; wait for its first step")
+    results = sorted((folder / EVALUATIONS).glob("*.json"))
     return History(
         folder=folder,
+        name=folder.resolve().name,
         records=records,
         unreadable=len(lines) - len(records),
         written=written,
         config=_mapping(folder / CONFIG, yaml.safe_load),
-        evaluations={
-            file.stem: _mapping(file, json.loads) for file in sorted((folder / EVALUATIONS).glob("*.json"))
-        },
+        evaluations={file.stem: _mapping(file, json.loads) for file in results},
         pictures=sorted((folder / EVALUATIONS).glob("*.png")),
     )
 
 
 def keep_records(path: Path, start: int) -> list[dict[str, Any]]:
-    """Cut a run's metrics back to step `start` before it resumes there; gives the records kept.
+    """Cut a run's metrics back to step `start` before it resumes there; returns the records kept.
 
-    Later records and a line that was cut off leave the file. A run that starts at 0 keeps none, and CHANGED
-    records of this very start are written again by it.
+    Later records and a line that was cut off leave the file. A run that starts at 0 keeps none. CHANGED
+    records of step `start` go too, because the start writes them again.
     """
     if not path.exists():
         return []
@@ -138,14 +151,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if whole and isinstance(record.get("kind"), str) else None
+    match record:
+        case {"kind": str(), "step": int()}:
+            return dict(record)
+    return None
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
-    """The file's content; empty if it is absent or not whole yet."""
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The file's content; empty if it is absent, not whole yet, or no mapping."""
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        content = None
     return content if isinstance(content, dict) else {}
