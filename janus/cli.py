@@ -1,4 +1,4 @@
-"""`janus`: use, inspect, check and convert models."""
+"""The `janus` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from janus.inspect.costs import Load
 
 @click.group(cls=Group)
 def main() -> None:
-    """Use Janus-Pro models, inspect and convert them, check this device against reference cases."""
+    """Use, inspect and convert Janus-Pro models; check this device against reference cases."""
 
 
 @main.command()
@@ -29,7 +29,7 @@ def generate(model: str, **options: Any) -> None:
     janus generate MODEL --image scan.png --prompt "Is there a fracture?"
     janus generate MODEL --draw "a blue porcelain vase" --num-images 4
 
-    Answers go to the standard output. Each picture goes to OUT as a PNG that holds prompt, seed and model.
+    Answers go to standard output. Each picture is a PNG in OUT that records prompt, seed and model.
     """
     from janus.generate.command import run
 
@@ -44,7 +44,7 @@ def generate(model: str, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(model: str, train_gen_embed: bool, as_json: bool, **load: Any) -> None:
-    """Print what MODEL is, and the bytes that training each stage will need. Reads no weights."""
+    """Describe MODEL and the memory that training each stage needs. Reads no weights."""
     from janus.checkpoint.folder import open_model
     from janus.inspect.costs import describe, lines
 
@@ -60,20 +60,16 @@ def info(model: str, train_gen_embed: bool, as_json: bool, **load: Any) -> None:
 def verify(folder: Path, mode: str, device: str) -> None:
     """Compare this device's numbers with the reference cases in DIR.
 
-    DIR holds cases.safetensors, cases.json and the weights in hf-format and deepseek-format (one of them is
-    enough). Prints the largest difference of each quantity and its tolerance; exits 1 if one is beyond.
+    DIR holds cases.safetensors, cases.json and the weights in hf-format, deepseek-format or both. Prints the
+    largest difference of each quantity with its tolerance; exits 1 if any exceeds it.
     """
-    from janus.device import use
     from janus.inspect.verify import verify as verify_cases
 
-    use(device)
-
     failed = 0
-    for layout, check in verify_cases(folder, mode):
+    for layout, check in verify_cases(folder, mode, device):
         mark = "ok" if check.passed else "TOO FAR"
-        click.echo(
-            f"{layout:16} {check.name:60} {check.difference:9.2e}  (at most {check.tolerance:.0e})  {mark}"
-        )
+        figures = f"{check.difference:9.2e}  (at most {check.tolerance:.0e})"
+        click.echo(f"{layout:16} {check.name:60} {figures}  {mark}")
         failed += not check.passed
     click.echo(f"{failed} quantities beyond their tolerance" if failed else "all within tolerance")
     raise SystemExit(1 if failed else 0)
@@ -87,8 +83,8 @@ def verify(folder: Path, mode: str, device: str) -> None:
 def convert(source: str, target: Path, layout: str, dtype: str) -> None:
     """Write the checkpoint SOURCE in another layout or dtype into NEW_DIR.
 
-    Every tensor that both layouts have is copied bit for bit, unless --dtype changes it. DeepSeek's attn_pool
-    and codebook_used, which no output depends on, are left out.
+    Tensors that both layouts have are copied bit for bit, unless --dtype changes them. DeepSeek's attn_pool
+    and codebook_used, which affect no output, are left out.
     """
     from janus.checkpoint.convert import DTYPES
     from janus.checkpoint.convert import convert as convert_model

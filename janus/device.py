@@ -1,7 +1,7 @@
-"""The one place that sets or asks for the device, the mode, determinism and device memory.
+"""The only place that sets or asks for the device, the mode, determinism and device memory.
 
-A command calls `use` before its first tensor. What needs the device without a command in front of it (a
-test, a Cell's kernels) calls `current`.
+A command calls `use` before its first tensor. Code that may run without a command (a test, a Cell's kernels)
+calls `current`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ DEVICES = ("auto", "CPU", "Ascend")
 
 
 def use(device: str = "auto", dtype: str = "float32") -> str:
-    """Compute on `device` from now on; gives its name, "CPU" or "Ascend".
+    """Compute on `device` from now on; returns its name, "CPU" or "Ascend".
 
     auto: the device in use, which at first is the best that this MindSpore has. Operations run one by one;
-    only what is marked (`compiled`) becomes a graph.
-    Raises UserError where the device is missing or cannot compute in `dtype`.
+    only what `compiled` marks becomes a graph.
+    Raises UserError if the device is missing or cannot compute in `dtype`.
     """
     import mindspore as ms
 
@@ -29,7 +29,8 @@ def use(device: str = "auto", dtype: str = "float32") -> str:
         try:
             ms.set_device(device)
         except RuntimeError as error:
-            raise UserError(f"device: {device} cannot be used here: {str(error).split('. ')[0]}") from error
+            reason = str(error).split(". ")[0].strip()
+            raise UserError(f"device: {device} cannot be used: {reason}; use --device {current()}") from error
         if device == "Ascend":  # a resumed run repeats bits; never run there: untested
             ms.set_deterministic(True)
     check_dtype(dtype, current())
@@ -44,13 +45,13 @@ def current() -> str:
 
 
 def check_dtype(dtype: str, device: str) -> None:
-    """Raise UserError if the device has no kernels for `dtype`. device: as in `DEVICES`."""
+    """Raise UserError if the device has no kernels for `dtype`. device: one of `DEVICES`."""
     if dtype == "bfloat16" and device == "CPU":
         raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
 
 
 def peak_memory() -> int | None:
-    """Most bytes that were allocated on the device at once; None where it is the host."""
+    """Most bytes ever allocated on the device at once; None on CPU, whose memory is the host's."""
     import mindspore as ms
 
     # Never run on Ascend: untested.
@@ -58,7 +59,7 @@ def peak_memory() -> int | None:
 
 
 def compiled(function: Callable[..., Any], mode: str = "graph") -> Callable[..., Any]:
-    """The function as one compiled graph, or as it is where mode is "pynative".
+    """The function as one compiled graph, or unchanged if mode is "pynative".
 
     MindSpore notes on a Cell which of its methods was compiled last, and later parses the whole Cell as that
     method. A plain function around the method keeps the note off the Cell.

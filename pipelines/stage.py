@@ -55,8 +55,11 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
                 start_forkserver([f"pipelines.stages.{stage}" for stage in stages if stage in POOLED])
             if "model" in options:
                 from janus.checkpoint.folder import open_model
+                from janus.device import use
 
                 open_model(options["model"])  # a misspelt one is reported before the first stage
+                if options["device"] != "auto":  # a missing one too
+                    use(options["device"])
             for stage in stages:
                 _run(stage, work, options)
     except OSError as error:

@@ -30,16 +30,12 @@ def main() -> None:
 @main.command()
 @_FOLDER
 @click.option(
-    "--length",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1024,
-    help="Length in tokens up to which each row is padded in the counts.",
+    "--length", type=click.IntRange(1), metavar="N", default=1024, help="Count padding up to N tokens a row."
 )
 def inspect(folder: Path, length: int) -> None:
     """Print what DIR holds.
 
-    Rows, tokens, padding and bytes per task and source, and why rows were set aside.
+    Rows, tokens, padding and bytes per task and source, and why rows were rejected.
     """
     from rich.console import Console
 
@@ -70,18 +66,23 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     from shards.preview.gallery import marked_pieces
     from shards.read import ShardSet
 
-    shards = ShardSet.open(folder)
-    sample = _find(shards, sample_id)
-    for name in ("sample_id", "task", "source", "split", "source_key", "sha256", "image_sha256"):
-        click.echo(f"{name:13}{_printable(str(getattr(sample, name)))}")
+    sample = _find(ShardSet.open(folder), sample_id)
+    names = ("sample_id", "task", "source", "split", "source_key", "sha256", "image_sha256")
+    facts = [(name, str(getattr(sample, name))) for name in names]
     for user, assistant in sample.history:
-        click.echo(f"{'user':13}{_printable(user)}\n{'assistant':13}{_printable(assistant)}")
-    click.echo(f"{'prompt':13}{_printable(sample.prompt)}\n{'answer':13}{_printable(sample.answer)}")
-    click.echo(f"{'image':13}{_image_summary(sample)}")
+        facts += [("user", user), ("assistant", assistant)]
+    image = "none"
+    if sample.image is not None:
+        height, width, _ = sample.image.shape
+        colour = sample.image.mean((0, 1)).round().astype(int).tolist()
+        image = f"{height}×{width}, mean colour {tuple(colour)}"
+    facts += [("prompt", sample.prompt), ("answer", sample.answer), ("image", image)]
     codes = "none" if sample.image_tokens is None else f"{len(sample.image_tokens)} codes"
-    click.echo(f"{'image_tokens':13}{codes}")
     spans = ", ".join(f"{start}–{end}" for start, end in sample.supervised.tolist())
-    click.echo(f"{'input_ids':13}{len(sample.input_ids)} tokens, supervised {spans or 'none'}")
+    facts += [("image_tokens", codes)]
+    facts += [("input_ids", f"{len(sample.input_ids)} tokens, supervised {spans or 'none'}")]
+    for name, text in facts:
+        click.echo(f"{name:13}{_printable(text)}")
     pieces = marked_pieces(sample, Tokenizer.from_file(str(folder / TOKENIZER)))
     click.echo(_printable("".join(f"[[{text}]]" if supervised else text for text, supervised in pieces)))
     if picture:
@@ -92,27 +93,23 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
 @_FOLDER
 @click.option("--out", type=FILE, help="The page to write.", show_default="DIR/preview.html")
 @click.option(
-    "--model", metavar="DIR|PRESET", help="The model the VQ codes are of: shows what they decode to."
+    "--model", metavar="DIR|PRESET", help="The model that made the VQ codes: also show the decoded codes."
 )
 @click.option(
-    "--samples",
-    type=click.IntRange(1, 2000),
-    metavar="N",
-    default=240,
-    help="Samples in the gallery, drawn evenly from every task, source and split.",
+    "--samples", type=click.IntRange(1, 2000), metavar="N", default=240, help="Samples in the gallery."
 )
 @click.option("--device", type=DEVICE, default="auto", help="Where to decode the codes.")
 def preview(folder: Path, out: Path | None, model: str | None, samples: int, device: str) -> None:
     """Write a page to look at DIR in a browser.
 
-    Counts, token lengths, rejects, and a gallery of samples; one file that needs no network.
+    Counts, token lengths, rejects, and a gallery of samples, drawn evenly from every task, source and split.
+    One file that needs no network.
     """
     from janus.device import use
     from shards.preview.page import write_preview
 
     if model:
         use(device)
-
     page = out or folder / "preview.html"
     shown, rows = write_preview(folder, page, model, samples)
     click.echo(f"{page}: {shown:,} of {rows:,} samples, {page.stat().st_size / 1e6:.1f} MB")
@@ -128,7 +125,11 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 
     problems = verify_folder(folder, workers)
     if leaks and not problems:
-        problems = _leaks(folder)
+        from shards.duplicates import find_leaks, has_hashes
+
+        if not has_hashes(folder):
+            click.echo(f"{folder}: holds no hashes of its pictures; only equal files are found")
+        problems = [_printable(line) for line in find_leaks(folder)]
     for problem in problems:
         click.echo(problem)
     if problems:
@@ -141,8 +142,8 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 def seal(folder: Path) -> None:
     """Accept DIR as found, after shards were edited on purpose.
 
-    Writes changed shards again with fresh row hashes, and a manifest that records date and differences. Texts
-    and token ids are taken as they are: an edited text changes nothing unless its ids were edited with it.
+    Writes changed shards again with new row hashes, and a manifest that records date and differences. Token
+    ids are not computed again: an edited text has no effect unless its ids were edited too.
     """
     from shards.check import seal as seal_folder
 
@@ -150,14 +151,6 @@ def seal(folder: Path) -> None:
     for difference in differences:
         click.echo(f"accepted: {_printable(difference)}")
     click.echo(f"{folder}: {'sealed' if differences else 'all as written, nothing to seal'}")
-
-
-def _leaks(folder: Path) -> list[str]:
-    from shards.duplicates import find_leaks, has_hashes
-
-    if not has_hashes(folder):
-        click.echo(f"{folder}: holds no hashes of its pictures, which are compared by their files alone")
-    return [_printable(line) for line in find_leaks(folder)]
 
 
 def _rows_table(summary: pl.DataFrame, length: int) -> Table:
@@ -168,17 +161,15 @@ def _rows_table(summary: pl.DataFrame, length: int) -> Table:
         title = f"padding at {length}" if name == "padding" else name
         table.add_column(title, justify="left" if name in ("task", "source") else "right")
     for row in summary.iter_rows(named=True):
-        row["padding"] = f"{row['padding']:.1%}"
-        row["median"] = f"{row['median']:g}"
-        cells = [f"{value:,}" if isinstance(value, int) else _printable(value) for value in row.values()]
-        table.add_row(*cells)
+        row |= {"padding": f"{row['padding']:.1%}", "median": f"{row['median']:g}"}
+        table.add_row(*[f"{v:,}" if isinstance(v, int) else _printable(v) for v in row.values()])
     return table
 
 
 def _counts_table(manifest: Manifest) -> Table:
     from rich.table import Table
 
-    table = Table("source", "raw rows", "count", title="what became of the raw rows")
+    table = Table("source", "raw rows", "count", title="raw rows, used and rejected")
     for source, counts in sorted(manifest.counts.items()):
         table.add_row(_printable(source), "read", f"{counts.read:,}")
         table.add_row("", "written", f"{counts.written:,}")
@@ -188,27 +179,17 @@ def _counts_table(manifest: Manifest) -> Table:
 
 
 def _find(shards: ShardSet, sample_id: str) -> Sample:
-    """The sample of that id. UserError with the nearest id if there is none."""
-    import pyarrow.compute as pc
-
+    """The sample with that id. Raises UserError with the nearest id if there is none."""
     ids: list[str] = []
     for split, task in shards.splits_tasks():
         rows = shards.rows(split, task)
-        index = pc.index(rows.sample_ids, sample_id).as_py()
-        if index >= 0:
-            return rows.read(index)
-        ids += rows.sample_ids.to_pylist()
+        found = rows.sample_ids.to_pylist()
+        if sample_id in found:
+            return rows.read(found.index(sample_id))
+        ids += found
     near = nearest(sample_id, ids)
     hint = f"; did you mean {_printable(near)}?" if near else f"; ids look like {_printable(ids[0])}"
     raise UserError(f"{shards.folder}: no sample {sample_id!r}{hint}")
-
-
-def _image_summary(sample: Sample) -> str:
-    if sample.image is None:
-        return "none"
-    height, width, _ = sample.image.shape
-    red, green, blue = sample.image.reshape(-1, 3).mean(0).round().astype(int)
-    return f"{height}×{width}, mean colour ({red}, {green}, {blue})"
 
 
 def _save_image(sample: Sample, path: Path) -> None:
@@ -224,5 +205,5 @@ def _save_image(sample: Sample, path: Path) -> None:
 
 
 def _printable(text: str) -> str:
-    """Text from the data as it may reach a terminal: control and direction marks as escapes."""
+    """Text from the data, safe for a terminal: control and direction marks become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

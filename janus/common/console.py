@@ -1,14 +1,12 @@
-"""How far a command is: a bar with rate and remaining time on a terminal, plain lines elsewhere.
-
-All of it goes to the standard error.
-"""
+"""Progress of a command: a live bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import TextIO
 
 import click
 
@@ -16,22 +14,63 @@ PLAIN_SECONDS = 10.0
 """Between two plain lines."""
 
 
+class Display:
+    """A bar on a terminal, with a line of figures below it; draws while `live` is entered."""
+
+    def __init__(self, label: str, total: int, done: int, file: TextIO, transient: bool = False) -> None:
+        """done: units of `total` that an earlier run has done. transient: leave nothing on the screen."""
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        columns = (MofNCompleteColumn(), BarColumn(30), TimeRemainingColumn(), TextColumn("left"))
+        self._bar = Progress(TextColumn(label), *columns)
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._figures = Text(style="dim")
+        self.live = Live(
+            Group(self._bar, self._figures),
+            console=Console(file=file),
+            transient=transient,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a pipe or file must still reach it
+            redirect_stderr=sys.stderr.isatty(),
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the bar."""
+        self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, done: int, figures: str) -> None:
+        """Move the bar to `done` and replace the figures."""
+        self._figures.plain = figures
+        self._bar.update(self._task, completed=done)
+
+
 @contextmanager
 def track(label: str, total: int, unit: str = "rows", resumed: int = 0) -> Iterator[Callable[..., None]]:
-    """Gives `advance(n=1)`; reports at the end the number of units and the rate.
+    """Give `advance(n=1)`; at the end print the number of units and the rate. All on standard error.
 
     resumed: units of `total` that an earlier run has done; they do not count in the rate.
     """
     if resumed:
         click.echo(f"{label}: resumed after {resumed:,} of {total:,} {unit}", err=True)
-    start, done = time.monotonic(), 0
-    with (_bar if sys.stderr.isatty() else _lines)(label, total, unit, resumed) as show:
+    display = Display(label, total, resumed, sys.stderr, transient=True) if sys.stderr.isatty() else None
+    start = last = time.monotonic()
+    done = 0
 
-        def advance(count: int = 1) -> None:
-            nonlocal done
-            done += count
-            show(done, _rate(done, time.monotonic() - start))
+    def advance(count: int = 1) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        rate = f"{_rate(done, now - start)} {unit}/s"
+        if display:
+            display.show(resumed + done, rate)
+        elif now - last >= PLAIN_SECONDS:
+            last = now
+            left = max(total - resumed - done, 0) * (now - start) / max(done, 1)
+            click.echo(f"{label}: {resumed + done:,} of {total:,}, {rate}, {left:.0f} s left", err=True)
 
+    with display.live if display else nullcontext():
         yield advance
     seconds = time.monotonic() - start
     click.echo(f"{label}: {done:,} {unit} in {seconds:.1f} s ({_rate(done, seconds)}/s)", err=True)
@@ -40,31 +79,3 @@ def track(label: str, total: int, unit: str = "rows", resumed: int = 0) -> Itera
 def _rate(done: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-
-
-@contextmanager
-def _bar(label: str, total: int, unit: str, resumed: int) -> Iterator[Callable[[int, str], None]]:
-    from rich import progress
-    from rich.console import Console
-
-    rate, left = progress.TextColumn("{task.fields[rate]}"), progress.TimeRemainingColumn()
-    columns = (progress.TextColumn(label), progress.BarColumn(), progress.MofNCompleteColumn(), rate, left)
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=resumed, rate="")
-        yield lambda done, rate: bar.update(task, completed=resumed + done, rate=f"{rate} {unit}/s")
-
-
-@contextmanager
-def _lines(label: str, total: int, unit: str, resumed: int) -> Iterator[Callable[[int, str], None]]:
-    start = last = time.monotonic()
-
-    def show(done: int, rate: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < PLAIN_SECONDS:
-            return
-        last = now
-        left = max(total - resumed - done, 0) * (now - start) / max(done, 1)
-        click.echo(f"{label}: {resumed + done:,} of {total:,} {unit}, {rate}/s, {left:.0f} s left", err=True)
-
-    yield show

@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend: one line, exit code 2, no traceback."""
+"""Errors that a user can cause and fix: one line, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import click
 
 
 class UserError(click.ClickException):
-    """Say in one line which file, row and field is wrong, what was expected, and what to do.
+    """One line: which file, row and field is wrong, what was expected, and what to do.
 
-    details: the whole list, where the line holds only its beginning.
+    details: the whole list if the line holds only its beginning.
     """
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""Files and folders that exist whole or not at all, also after a power failure; one process at a time.
+"""Atomic writes of files and folders, also across a power failure; exclusive locks.
 
 An atomic write goes to `.tmp-…` in the same folder, is flushed to the disk, and gets its name last.
 """
@@ -20,15 +20,15 @@ import click
 from janus.common.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says when a file cannot grow: disk, quota or limit."""
+"""Errors of a file that cannot grow: disk, quota or limit."""
 
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
-"""What a file system without locks says."""
+"""Errors of a file system without locks."""
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills the file it is given, which then replaces `path`. OSError leaves the old file."""
-    tmp = path.with_name(f".tmp-{path.name}.part")  # a suffix that no glob takes for a whole file
+    """`write` fills a temporary file, which then replaces `path`. An OSError leaves the old file."""
+    tmp = path.with_name(f".tmp-{path.name}.part")  # no glob of whole files matches this suffix
     try:
         write(tmp)
         sync(tmp)
@@ -40,14 +40,14 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by the text, as UTF-8. OSError leaves the old file."""
+    """Replace `path` by the text, as UTF-8. An OSError leaves the old file."""
     write_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills the new folder it is given, which then replaces `path`.
+    """`write` fills a temporary folder, which then replaces `path`.
 
-    OSError leaves the old folder and frees the space of the new one.
+    An OSError leaves the old folder and frees the space of the new one.
     """
     tmp = path.with_name(f".tmp-{path.name}")
     try:
@@ -61,7 +61,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(tmp: Path, path: Path) -> None:
-    """Flush the finished folder `tmp` to the disk and put it in the place of `path`."""
+    """Flush the finished folder `tmp` to the disk and replace `path` by it."""
     for file in tmp.rglob("*"):
         sync(file)
     sync(tmp)
@@ -90,7 +90,7 @@ def hash_file(path: Path) -> str:
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError if there is none; `why` says what it is for."""
+    """The object in a JSON file. Raises UserError if there is none; `why` says who needs the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -104,10 +104,10 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
 
 @contextmanager
 def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`; it is removed at the end. Its folder has to exist.
+    """Hold an exclusive lock on the file `path`, which is removed at the end. Its folder must exist.
 
     Raises UserError with the text `busy` if another process holds it, OSError if the file cannot be made. The
-    lock is the kernel's: it goes with its process, whatever ends it.
+    kernel releases the lock when its process ends, however it ends.
     """
     from filelock import FileLock, Timeout
 
@@ -119,7 +119,9 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        click.echo(f"warning: {path}: no locks here ({error}); run one process at a time", err=True)
+        click.echo(
+            f"warning: {path}: this file system has no locks ({error}); run one process at a time", err=True
+        )
     try:
         yield
     finally:

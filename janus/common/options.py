@@ -1,4 +1,4 @@
-"""Options of a command from the fields of a frozen dataclass: one declaration is option, help and YAML key.
+"""Command-line options from the fields of a frozen dataclass: one declaration is option, help and YAML key.
 
     @dataclass(frozen=True)
     class Request:
@@ -8,7 +8,7 @@
     @add_options(Request)
     def generate(**options): run(Request(**options))
 
-What a user gets wrong is one line, exit code 2.
+A user's mistake is answered with one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def option(
 ) -> Any:
     """A dataclass field that is an option.
 
-    type: Click's; that of the default if None. A tuple as default makes an option that may be repeated,
-    unless the type reads lists itself. flag: its name on the command line, if not the field's. shown: the
-    default in words, where it is not a constant. required: a command that has it needs it. notes: more
-    metadata, for example `group`: the heading of the option in the help.
+    type: Click's; the default's type if None. With a tuple as default the option may be repeated, unless the
+    type reads lists itself. flag: its name on the command line, if not the field's. shown: the default in
+    words, if it is not a constant. required: has no default. notes: more metadata, for example `group`: the
+    heading of the option in the help.
     """
     repeated = isinstance(default, tuple) and not getattr(type, "takes_lists", False)
     kind = type or (click.STRING if repeated else click.types.convert_type(None, default))
@@ -69,14 +69,14 @@ def option(
 
 
 def option_fields(cls: type) -> dict[str, Field]:
-    """The fields of a dataclass that are options, by name."""
+    """The dataclass's fields made by `option`, by name."""
     return {entry.name: entry for entry in fields(cls) if "kind" in entry.metadata}
 
 
 def add_options(cls: type, *names: str, only_given: bool = False) -> Decorator:
-    """Give a command the options of a dataclass, or those named.
+    """Give a command all options of a dataclass, or those named.
 
-    It receives their values, defaults included; with only_given, only what the user gave.
+    It receives their values, defaults included; with only_given, only those on the command line.
     """
     known = option_fields(cls)
     chosen = [known[name] for name in names or known]
@@ -101,7 +101,7 @@ def add_options(cls: type, *names: str, only_given: bool = False) -> Decorator:
 
 
 class _FieldOption(click.Option):
-    """A field as an option without a default: only then is it known whether it was given."""
+    """A field as an option without a default, so that Click tells whether it is on the command line."""
 
     def __init__(self, declaration: Any, entry: Field, **attributes: Any) -> None:
         self.entry, notes = entry, entry.metadata
@@ -125,7 +125,7 @@ class _FieldOption(click.Option):
 
 
 def parse(entry: Field, value: Any) -> Any:
-    """The field's value from a text of the command line or a YAML node. ValueError says what is wrong."""
+    """The field's value from a command-line text or a YAML node. Raises ValueError saying what is wrong."""
     kind = entry.metadata["kind"]
     if entry.metadata["repeated"]:
         return tuple(_convert(kind, part) for part in value)
@@ -149,12 +149,12 @@ def _convert(kind: click.ParamType, value: Any) -> Any:
 
 
 def read_options(path: Path, cls: type) -> dict[str, Any]:
-    """The values that a YAML file gives, parsed.
+    """The parsed values of a YAML file.
 
-    Raises UserError naming file, field (and the nearest known one), and what was expected.
+    Raises UserError naming file, field, the nearest known field, and what was expected.
     """
     try:
-        # Scalars as written: YAML would read 5:1:4 in base 60, and 1e-3 as a text.
+        # BaseLoader keeps scalars as text: YAML reads 5:1:4 in base 60 and 1e-3 as a string.
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
@@ -177,18 +177,18 @@ def read_options(path: Path, cls: type) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Any) -> str | None:
-    """The known name that is most like `name`, if one is."""
+    """The known name most like `name`, if any is similar."""
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 class Names(click.ParamType):
-    """Names with commas between, or a YAML list, as a tuple."""
+    """Comma-separated names, or a YAML list, as a tuple."""
 
     name = "name[,name]"
     takes_lists = True
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Raises click.BadParameter for anything but texts."""
+        """Raises click.BadParameter for anything but text."""
         parts = value if isinstance(value, list | tuple) else value.split(",")
         if not all(isinstance(part, str) for part in parts):
             self.fail(f"expected names, got {value!r}", param, ctx)
@@ -196,22 +196,22 @@ class Names(click.ParamType):
 
 
 class Command(click.Command):
-    """Shows each option under its group, and says in one line what is wrong with an argument."""
+    """Lists options under the headings of their groups; reports a wrong argument in one line."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            group = parameter.entry.metadata.get("group") if isinstance(parameter, _FieldOption) else None
-            if record is not None and isinstance(parameter, click.Option):
-                groups.setdefault(group or "Options", []).append(record)
+            notes = parameter.entry.metadata if isinstance(parameter, _FieldOption) else {}
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                groups.setdefault(notes.get("group", "Options"), []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As Click does; its errors without the usage before them."""
+        """Parse as Click does, but leave the usage out of its errors."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

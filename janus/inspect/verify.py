@@ -86,9 +86,9 @@ def open_cases(folder: Path) -> Cases:
     return Cases(arrays, json.loads((folder / "cases.json").read_text(encoding="utf-8")))
 
 
-def verify(folder: Path, mode: str = "graph") -> Iterator[tuple[str, Check]]:
-    """(layout, check) for every quantity of every layout in the folder. mode: graph or pynative."""
-    device.use()
+def verify(folder: Path, mode: str, on: str) -> Iterator[tuple[str, Check]]:
+    """(layout, check) for every quantity of every layout in the folder. on: a value of `--device`."""
+    device.use(on)
     compile_ = partial(device.compiled, mode=mode)
     cases = open_cases(folder)
     for layout in LAYOUTS:

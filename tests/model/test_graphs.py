@@ -25,7 +25,7 @@ ONES = Tensor(np.ones(2, np.float32))
 
 
 class _Line(nn.Cell):
-    """weight · x + constant: one number is bound from outside, the other stands in the graph."""
+    """weight · x + constant: one number is bound from outside, the other is part of the graph."""
 
     def __init__(self, weight: float, constant: float) -> None:
         super().__init__(auto_prefix=False)
@@ -45,7 +45,7 @@ def _run(graphs: Graphs, constant: float, weight: float = 1.0, x: Tensor = ONES)
     return graphs.compile(_Line(weight, constant), f"line {constant}")(x).asnumpy().tolist()
 
 
-def test_a_kept_graph_computes_with_the_weights_of_now(tmp_path: Path) -> None:
+def test_a_kept_graph_computes_with_the_current_weights(tmp_path: Path) -> None:
     first = Graphs({}, tmp_path)
     assert _run(first, 10.0) == [11, 11]
     assert (first.count, first.loaded) == (1, 0)
@@ -54,7 +54,7 @@ def test_a_kept_graph_computes_with_the_weights_of_now(tmp_path: Path) -> None:
     assert (second.count, second.loaded) == (1, 1)
 
 
-def test_graphs_are_found_in_any_order_and_beside_others(tmp_path: Path) -> None:
+def test_graphs_are_found_in_any_order_and_among_others(tmp_path: Path) -> None:
     first = Graphs({}, tmp_path)
     assert [_run(first, c)[0] for c in (10, 20, 30)] == [11, 21, 31]
     second = Graphs({}, tmp_path)
@@ -104,15 +104,17 @@ def test_what_mindspore_calls_a_compilation_is_counted(tmp_path: Path) -> None:
     assert graphs.seconds > 0
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     assert _run(Graphs({}, tmp_path / "file" / "graphs"), 10.0) == [11, 11]
     assert "graphs are not kept for the next start" in capsys.readouterr().err
 
 
 @pytest.fixture
-def only_read(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a kept graph on a file system that is only read."""
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a kept graph on a read-only file system."""
     _run(Graphs({}, tmp_path), 10.0)
     for options in (["--bind"], ["-o", "remount,ro,bind"]):
         if subprocess.run(["mount", *options, tmp_path, tmp_path], capture_output=True).returncode:
@@ -121,13 +123,13 @@ def only_read(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def test_graphs_of_a_folder_that_is_only_read_are_used(only_read: Path) -> None:
-    graphs = Graphs({}, only_read)
+def test_graphs_of_a_read_only_folder_are_used(read_only: Path) -> None:
+    graphs = Graphs({}, read_only)
     assert _run(graphs, 10.0) == [11, 11]
     assert graphs.loaded == 1
 
 
-def test_what_killed_runs_left_half_written_goes_in_time(tmp_path: Path) -> None:
+def test_half_written_files_of_killed_runs_are_removed_in_time(tmp_path: Path) -> None:
     for name, age in (("old", KEPT_SECONDS + 1), ("new", 0)):
         (tmp_path / f".tmp-{name}").touch()
         os.utime(tmp_path / f".tmp-{name}", (time.time() - age,) * 2)
@@ -135,7 +137,7 @@ def test_what_killed_runs_left_half_written_goes_in_time(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-new"]
 
 
-def test_the_folder_is_the_users_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_in_the_users_cache_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JANUS_CACHE", "")
     assert graph_folder() is None
     monkeypatch.setenv("JANUS_CACHE", "/somewhere")
@@ -164,7 +166,7 @@ def test_a_changed_source_in_any_folder_of_a_package_is_another_key(tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_second_start_of_a_run_has_the_numbers_of_the_first(tmp_path: Path) -> None:
-    """Two processes: validation, steps and updates, compiled in the one, loaded in the other."""
+    """Two processes: validation, steps and updates are compiled in the first and loaded in the second."""
     make_model(tmp_path / "model")
     make_trainable(tmp_path / "shards", {"vqa": 7, "text": 4, "t2i": 6})
     first, second = _train(tmp_path, "first"), _train(tmp_path, "second")

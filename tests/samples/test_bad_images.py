@@ -1,4 +1,4 @@
-"""Pictures of every odd kind: what is one is used with the right pixels, what is none sets its rows aside."""
+"""Odd pictures are used with the right pixels; files that are not pictures have their rows rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image preparation against the reference implementation's pixels, and pictures of every odd kind."""
+"""Image preparation against the reference implementation's pixels, for every shape of picture."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_shape_gives_a_square(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("coloured", [0, 1, 480 * 500])
-def test_grey_scaled_as_one_channel_is_what_three_give(coloured: int) -> None:
+def test_grey_scaled_as_one_channel_equals_three_channels(coloured: int) -> None:
     pixels_HWC = np.repeat(np.random.default_rng(0).integers(0, 256, (480, 500, 1), np.uint8), 3, axis=2)
     pixels_HWC.reshape(-1, 3)[:coloured, 2] ^= 0x55
     image = Image.fromarray(pixels_HWC)

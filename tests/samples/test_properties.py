@@ -1,4 +1,4 @@
-"""What holds for any text and any batch: labels are answer and EOS, ids are in the table, all comes back."""
+"""Properties of any text and any batch: labels are answer and EOS, ids are in the table, rows round-trip."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SLOW = settings(max_examples=30, deadline=None, suppress_health_check=list(Healt
 
 @cache
 def tokenizer(name: str) -> JanusTokenizer:
-    """The sample's own, of bytes; where they are shared, the published ones."""
+    """The embedded sample's, of bytes, or a published one."""
     if name != "sample":
         return load_tokenizer(TOKENIZERS / name)
     from pipelines.sample import write_sample
@@ -65,40 +65,42 @@ def published(name: str) -> object:
 @SLOW
 @given(rows=st.lists(ROW, min_size=1, max_size=5))
 def test_any_text_gives_a_sample_whose_labels_are_answer_and_eos(name: str, rows: list[PromptRow]) -> None:
-    """Nothing a text spells moves a span or becomes a special token, whatever it is batched with."""
-    it = tokenizer(name)
-    special = {getattr(it.special, field) for field in SPECIAL_NAMES}
-    together = encode_samples(it, rows, TOKENS)
+    """Whatever a text spells and is batched with, no span moves and nothing becomes a special token."""
+    opened = tokenizer(name)
+    special = {getattr(opened.special, field) for field in SPECIAL_NAMES}
+    together = encode_samples(opened, rows, TOKENS)
     for row, sample in zip(rows, together, strict=True):
-        (alone,) = encode_samples(it, [row], TOKENS)
-        assert np.array_equal(alone.input_ids, sample.input_ids)
+        (single,) = encode_samples(opened, [row], TOKENS)
+        assert np.array_equal(single.input_ids, sample.input_ids)
         ids = sample.input_ids.tolist()
         assert min(ids) >= 0
-        assert max(ids) <= it.highest_id
+        assert max(ids) <= opened.highest_id
         structure = [i for i in ids if i in special]
         turns = [*row.history, (row.prompt, row.answer)]
-        image = [it.special.begin_of_image, *[it.special.image_placeholder] * TOKENS, it.special.end_of_image]
+        image = [
+            opened.special.begin_of_image,
+            *[opened.special.image_placeholder] * TOKENS,
+            opened.special.end_of_image,
+        ]
         if row.task == "t2i":
-            assert structure == [it.special.bos, it.special.user, it.special.assistant, *image]
+            assert structure == [opened.special.bos, opened.special.user, opened.special.assistant, *image]
             (span,) = sample.supervised.tolist()
             assert ids[slice(*span)] == image[1:-1]
-            nulled = unconditional(sample.input_ids, it.special)
-            assert nulled.tolist() == [ids[0], *[it.special.pad] * (span[0] - 2), *ids[span[0] - 1 :]]
+            nulled = unconditional(sample.input_ids, opened.special)
+            assert nulled.tolist() == [ids[0], *[opened.special.pad] * (span[0] - 2), *ids[span[0] - 1 :]]
             continue
-        expected = [it.special.bos]
+        expected = [opened.special.bos]
         for number, _ in enumerate(turns):
             shown = image if row.task == "vqa" and number == 0 else []
-            expected += [it.special.user, *shown, it.special.assistant, it.special.eos]
+            expected += [opened.special.user, *shown, opened.special.assistant, opened.special.eos]
         assert structure == expected
         answers = [ids[start:end] for start, end in sample.supervised.tolist()]
-        assert [a[-1] for a in answers] == [it.special.eos] * len(turns)
+        assert [a[-1] for a in answers] == [opened.special.eos] * len(turns)
         texts = [" " + answer.strip() for _, answer in turns]
-        assert [a[:-1] for a in answers] == it.encode_texts(texts)
-        if (
-            name == "sample"
-        ):  # the published ones spell some letters (õ in 7B) with a token that decodes to a byte
-            assert [it.decode(a[:-1]) for a in answers] == texts
-        assert it.decode(ids[1:]).startswith(SYSTEM_TEXT)
+        assert [a[:-1] for a in answers] == opened.encode_texts(texts)
+        if name == "sample":  # in the published ones some letters (õ in 7B) decode to a byte
+            assert [opened.decode(a[:-1]) for a in answers] == texts
+        assert opened.decode(ids[1:]).startswith(SYSTEM_TEXT)
 
 
 def rows_of(task: str) -> TaskRows:
@@ -115,7 +117,7 @@ def make_folder_of(task: str) -> Path:
 @SLOW
 @given(data=st.data())
 def test_any_packing_supervises_exactly_the_spans(task: str, data: st.DataObject) -> None:
-    """Whatever stands beside it, a sample's labels, positions and attention are its own."""
+    """A sample keeps its labels, positions and attention in any packing."""
     keys = data.draw(st.lists(st.integers(0, 39), min_size=1, max_size=6, unique=True))
     read = rows_of(task)
     samples = [read.read(key) for key in keys]
@@ -146,7 +148,7 @@ def test_any_packing_supervises_exactly_the_spans(task: str, data: st.DataObject
         slots = batch.slot_of_P[start:stop]
         assert np.array_equal(tokens[slots], np.arange(start, stop))
         own = (rows_S == rows_S[slots[0]]) & (segments == segments[slots[0]]) & (segments > 0)
-        assert np.array_equal(np.flatnonzero(own), slots)  # it sees itself, in order, and nothing else
+        assert np.array_equal(np.flatnonzero(own), slots)  # it sees only itself, in order
         start, used = stop, used + len(targets)
     assert (segments > 0).sum() == sum(lengths)
     assert (batch.input_ids_P[start:] == special.pad).all()
@@ -182,7 +184,7 @@ def test_any_text_comes_back_from_a_shard(
 
 @st.composite
 def numbers(draw: st.DrawFn) -> dict:
-    """ids of any size, spans anywhere within them, pixels and codes, or none."""
+    """Ids of any size, spans anywhere in them, with or without pixels and codes."""
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
     cuts = sorted(draw(st.sets(st.integers(0, len(ids)), min_size=2, max_size=6)))
     spans = [{"start": a, "end": b} for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
@@ -194,17 +196,17 @@ def numbers(draw: st.DrawFn) -> dict:
 
 @pytest.mark.parametrize("format", ["arrow", "webdataset"])
 @SLOW
-@given(some=st.lists(numbers(), min_size=1, max_size=5))
+@given(drawn=st.lists(numbers(), min_size=1, max_size=5))
 def test_any_numbers_come_back_from_a_shard(
-    format: str, some: list[dict], tmp_path_factory: pytest.TempPathFactory
+    format: str, drawn: list[dict], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    rows = [make_row("t2i", "train", number, 8, **changes) for number, changes in enumerate(some)]
+    rows = [make_row("t2i", "train", number, 8, **changes) for number, changes in enumerate(drawn)]
     folder = make_folder(tmp_path_factory.mktemp(format), {("train", "t2i"): rows}, 8, format)
     read = ShardSet.open(folder).rows("train", "t2i")
-    assert read.num_tokens.tolist() == [row["num_tokens"] for row in some]
-    supervised = [sum(span["end"] - span["start"] for span in row["supervised"]) for row in some]
+    assert read.num_tokens.tolist() == [row["num_tokens"] for row in drawn]
+    supervised = [sum(span["end"] - span["start"] for span in row["supervised"]) for row in drawn]
     assert read.supervised_tokens.tolist() == supervised
-    for row, sample in zip(some, [read.read(i) for i in range(len(read))], strict=True):
+    for row, sample in zip(drawn, [read.read(i) for i in range(len(read))], strict=True):
         assert sample.input_ids.tolist() == row["input_ids"]
         assert sample.supervised.tolist() == [[span["start"], span["end"]] for span in row["supervised"]]
         image = None if sample.image is None else sample.image.tobytes()

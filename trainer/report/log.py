@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from janus.common.console import Display
 from janus.common.errors import UserError
 from trainer.report.meters import step_time
 from trainer.report.records import CHANGED, METRICS, keep_records, numbers
@@ -45,15 +44,16 @@ class RunLog(ExitStack):
         self.records = keep_records(out / METRICS, start)
         self._metrics = self.enter_context((out / METRICS).open("a", encoding="utf-8"))
         self._lines = self.enter_context((out / "train.log").open("a", encoding="utf-8"))
-        self._events = self._progress = None
+        self._events = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             # TensorBoard drops what older files hold of later steps.
             self._events = SummaryWriter(str(out), purge_step=start + 1 if start else None)
             self.callback(self._events.close)
-        if sys.stdout.isatty():
-            self._progress = self.enter_context(_Progress(steps, start))
+        self._progress = Display("step", steps, start, sys.stdout) if sys.stdout.isatty() else None
+        if self._progress is not None:
+            self.enter_context(self._progress.live)
 
     def say(self, line: str) -> None:
         """Show a line on the console and append it to train.log."""
@@ -61,7 +61,7 @@ class RunLog(ExitStack):
         if self._progress is None:
             click.echo(line)
         else:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.say(line)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Log one training step, or the steps since the last line (`StepRecord`)."""
@@ -143,24 +143,6 @@ class RunLog(ExitStack):
     def _write(self, line: str) -> None:
         self._lines.write(line + "\n")
         self._lines.flush()
-
-
-class _Progress(Progress):
-    """A bar over the steps on a terminal, with the last step's numbers below it."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        columns = (MofNCompleteColumn(), BarColumn(30), TimeRemainingColumn(), TextColumn("left"))
-        self._numbers = Text()  # first: rich draws once in its __init__
-        super().__init__(TextColumn("step"), *columns, console=Console(file=sys.stdout), refresh_per_second=4)
-        self._bar = self.add_task("", total=steps, completed=done)
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield self._numbers
-
-    def show(self, step: int, numbers: str) -> None:
-        self._numbers = Text(numbers, style="dim")
-        self.update(self._bar, completed=step)
 
 
 def step_line(record: Mapping[str, Any], steps: int) -> str:
