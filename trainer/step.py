@@ -22,7 +22,7 @@ from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
-from janus.model.layers import CHAIN, column_sum
+from janus.model.kernels.cpu_gradients import CHAIN, column_sum
 from janus.model.loss import TaskLoss
 from janus.model.scoring import TokenScores
 from trainer.config import TrainConfig

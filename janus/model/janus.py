@@ -9,7 +9,8 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import JanusConfig
-from janus.model.layers import Embedding, Gelu, Linear
+from janus.model.kernels import body
+from janus.model.layers import Embedding, Linear
 from janus.model.llama import Llama
 from janus.model.siglip import Siglip
 from janus.model.weights import Source, Weights, recording_source
@@ -39,11 +40,11 @@ class Aligner(nn.Cell):
         super().__init__(auto_prefix=False)
         self.fc1 = Linear(weights / "fc1", inputs, width)
         self.hidden = Linear(weights / "hidden_layers" / 0, width, width)
-        self.gelu = Gelu()
+        self.gelu = body().Gelu()
 
     def construct(self, x_MD: Tensor) -> Tensor:
         """(M, D) of features (M, inputs)."""
-        return self.hidden(self.gelu(self.fc1(x_MD))[0])
+        return self.hidden(self.gelu(self.fc1(x_MD)))
 
 
 class CodeEmbedding(nn.Cell):
@@ -67,11 +68,11 @@ class ImageHead(nn.Cell):
         super().__init__(auto_prefix=False)
         self.proj_out = Linear(weights / "proj_out", width, width)
         self.vision_head = Linear(weights / "vision_head", width, codes)
-        self.gelu = Gelu()
+        self.gelu = body().Gelu()
 
     def construct(self, x_ND: Tensor) -> Tensor:
         """Logits (N, codes) of states (N, D)."""
-        return self.vision_head(self.gelu(self.proj_out(x_ND))[0])
+        return self.vision_head(self.gelu(self.proj_out(x_ND)))
 
 
 class Janus(nn.Cell):

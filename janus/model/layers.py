@@ -1,75 +1,20 @@
-"""Building blocks in the forms that are fast on CPU and plain on Ascend.
+"""Layers that hold parameters; what they compute is the kernels' (`janus/model/kernels`).
 
-Where automatic differentiation builds slow graphs (RMSNorm, rotary, attention, GELU,
-SwiGLU), the backward is
-written out and reuses what the forward already has. Two rules keep the CPU's kernels fast (docs/LOG.md):
+Weights are float32; products run in the dtype of the activations they meet, norms in float32. Where all is
+float32 the casts are nothing.
 
-- Sums over the last axis are matrix products: ReduceSum is several times slower.
-- No element-wise operation broadcasts: its kernel keeps 16 bytes of indices for every element as long as
-  the graph lives, and is four times slower. What must be spread is spread by a matrix product of width 1
-  (`spread`), or once a step for all layers.
-
-Weights are float32; products run in the dtype of the activations they meet, norms, softmax and the loss in
-float32. Where all is float32 the casts are nothing.
-
-Each form is held against automatic differentiation in the tests.
-
-Shapes: P flat positions, D width, B rows, H heads, S slots, K head width, F inner width.
+Shapes: P flat positions, D width, B rows, H heads, S slots, K head width, F outputs, V rows of a table,
+E width of an embedding.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
+from janus.model.kernels import body
 from janus.model.weights import Weights
 
-ROOT_HALF = 2**-0.5
-DENSITY_AT_0 = (2 * np.pi) ** -0.5  # of the standard normal distribution
-
-# Primitives, not their functions: `ops.gather` inside a written-out backward does not always build.
-_gather = ops.Gather()
-_matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
-_batch_matmul = ops.BatchMatMul()
-_batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
-_transposed_batch_matmul = ops.BatchMatMul(transpose_a=True)
-
-
-def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
-    """column ⊗ row, (P, D): what a broadcasting operation would read."""
-    return _matmul(column_P1, row_1D)
-
-
-CHAIN = 1024
-"""Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
-
-
-def column_sum(x_PF: Tensor) -> Tensor:
-    """Σ over the rows, (1, F), in two levels where they are more than CHAIN."""
-    rows = x_PF.shape[0]
-    if rows <= CHAIN:
-        return _matmul(ops.ones((1, rows), x_PF.dtype), x_PF)
-    blocks, left = rows // CHAIN, rows % CHAIN
-    whole_PF = x_PF[: rows - left] if left else x_PF
-    sums_QF = _batch_matmul(ops.ones((blocks, 1, CHAIN), x_PF.dtype), whole_PF.reshape(blocks, CHAIN, -1))
-    sums_QF = sums_QF.reshape(blocks, -1)
-    if left:
-        rest_1F = _matmul(ops.ones((1, left), x_PF.dtype), x_PF[rows - left :])
-        sums_QF = ops.concat((sums_QF, rest_1F), 0)
-    return _matmul(ops.ones((1, sums_QF.shape[0]), x_PF.dtype), sums_QF)
-
-
-class AddBias(nn.Cell):
-    """x + b; the gradient of b is a matrix product."""
-
-    def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
-        """x + b, (P, F)."""
-        return ops.bias_add(x_PF, bias_F)
-
-    def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x and b."""
-        return dout, column_sum(dout).reshape(-1)
 
 
 class Linear(nn.Cell):
@@ -79,7 +24,7 @@ class Linear(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (outputs, inputs))
         self.bias = weights.take("bias", (outputs,), "zeros") if bias else None
-        self.add_bias = AddBias()
+        self.add_bias = body().AddBias()
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, F) of (P, D)."""
@@ -88,22 +33,16 @@ class Linear(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of a table.
-
-    repeats: one id may be most of a batch (the code of a white area), so that its gradient is a long sum. It
-    is then added up in blocks, each with a gradient of the whole table: for small tables.
-    """
+    """A table of rows. repeats: one id may be most of a micro-batch, such as the code of a white area."""
 
     def __init__(self, weights: Weights, rows: int, width: int, repeats: bool = False) -> None:
         super().__init__(auto_prefix=False)
-        self.repeats = repeats
         self.weight = weights.take("weight", (rows, width))
+        self.embed = body().Embed(repeats)
 
-    def construct(self, ids: Tensor) -> Tensor:
-        """The rows of the ids, one behind the other."""
-        if not self.repeats or ids.shape[0] <= CHAIN:
-            return ops.gather(self.weight, ids, 0)
-        return ops.concat([ops.gather(self.weight, block, 0) for block in ops.split(ids, CHAIN)], 0)
+    def construct(self, ids_P: Tensor) -> Tensor:
+        """(P, E) of ids (P,)."""
+        return self.embed(self.weight, ids_P)
 
 
 class LayerNorm(nn.Cell):
@@ -113,45 +52,11 @@ class LayerNorm(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (width,), "ones")
         self.bias = weights.take("bias", (width,), "zeros")
-        self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=eps)
+        self.norm = body().LayerNorm(eps)
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, D) normalised, in the dtype it came in."""
-        if x_PD.shape[0] <= CHAIN:
-            return self._normalise(x_PD)
-        # In blocks: the kernel adds the gradients of weight and bias over the rows in one chain.
-        return ops.concat([self._normalise(block_PD) for block_PD in ops.split(x_PD, CHAIN)], 0)
-
-    def _normalise(self, x_PD: Tensor) -> Tensor:
-        return self.norm(x_PD.astype("float32"), self.weight, self.bias)[0].astype(x_PD.dtype)
-
-
-class _NormaliseRms(nn.Cell):
-    """x · rsqrt(mean(x²) + ε) · w; the reciprocal root is kept for the backward."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.eps = eps
-        self.width = width
-        self.mean_D1 = Tensor(np.full((width, 1), 1 / width, np.float32))
-        self.ones_1D = Tensor(np.ones((1, width), np.float32))
-
-    def construct(self, x_PD: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
-        """(normalised, reciprocal root)."""
-        root_P1 = ops.rsqrt(_matmul(ops.square(x_PD), self.mean_D1) + self.eps)
-        return x_PD * spread(root_P1, weight_D.reshape(1, -1)), root_P1
-
-    def bprop(self, x_PD: Tensor, weight_D: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x and the weight."""
-        dy_PD, root_P1 = dout[0], out[1]
-        dyx_PD = dy_PD * x_PD
-        if root_P1.shape[0] > CHAIN:
-            dweight_D = column_sum(dyx_PD * spread(root_P1, self.ones_1D)).reshape(-1)
-        else:
-            dweight_D = _matmul(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
-        pull_P1 = _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / self.width)
-        towards_PD = dy_PD * spread(root_P1, weight_D.reshape(1, -1))
-        return towards_PD - x_PD * spread(pull_P1, self.ones_1D), dweight_D
+        return self.norm(x_PD.astype("float32"), self.weight, self.bias).astype(x_PD.dtype)
 
 
 class RMSNorm(nn.Cell):
@@ -160,125 +65,11 @@ class RMSNorm(nn.Cell):
     def __init__(self, weights: Weights, width: int, eps: float) -> None:
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (width,), "ones")
-        self.normalise = _NormaliseRms(width, eps)
+        self.norm = body().RMSNorm(eps)
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, D) normalised, in the dtype it came in."""
-        return self.normalise(x_PD.astype("float32"), self.weight)[0].astype(x_PD.dtype)
-
-
-class Rotate(nn.Cell):
-    """Rotary position embedding, halves layout; the backward is the inverse rotation."""
-
-    def __init__(self, head_size: int) -> None:
-        super().__init__(auto_prefix=False)
-        half = head_size // 2
-        turn = np.zeros((head_size, head_size), np.float32)
-        turn[half:, :half] = -np.eye(half)
-        turn[:half, half:] = np.eye(half)
-        self.turn_KK = Tensor(turn)
-        self.head_size = head_size
-
-    def _turn(self, x_PD: Tensor) -> Tensor:
-        turn_KK = self.turn_KK.astype(x_PD.dtype)
-        return _matmul(x_PD.reshape(-1, self.head_size), turn_KK).reshape(x_PD.shape)
-
-    def construct(self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor) -> Tensor:
-        """(P, D) turned by its angles."""
-        return x_PD * cos_PD + self._turn(x_PD) * sin_PD
-
-    def bprop(
-        self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, ...]:
-        """The gradient turned back; angles have none."""
-        return dout * cos_PD - self._turn(dout) * sin_PD, ops.zeros_like(cos_PD), ops.zeros_like(sin_PD)
-
-
-class Move(nn.Cell):
-    """Heads between two places: row i of the output is row `there[i]` of the input.
-
-    `back` is the inverse, so the backward is a gather too, not a scatter. Rows that nothing is read from
-    afterwards may be mapped anywhere: their gradient is zero.
-    """
-
-    def construct(self, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        """The rows at `there`, in its shape."""
-        return _gather(x.reshape(-1, x.shape[-1]), there, 0)
-
-    def bprop(self, x: Tensor, there: Tensor, back: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """The gradient moved back; indices have none."""
-        dx = _gather(dout.reshape(-1, dout.shape[-1]), back, 0).reshape(x.shape)
-        return dx, ops.zeros_like(there), ops.zeros_like(back)
-
-
-class AttentionCore(nn.Cell):
-    """softmax(q kᵀ + mask) v for q that is already scaled; the probabilities are kept."""
-
-    def __init__(self, head_size: int, masked: bool) -> None:
-        super().__init__(auto_prefix=False)
-        self.masked = masked
-        self.ones_K1 = Tensor(np.ones((head_size, 1), np.float32))
-        self.softmax = ops.Softmax(-1)
-
-    def construct(
-        self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHSS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(mixed values, probabilities)."""
-        scores_BHSS = _batch_matmul_transposed(q_BHSK, k_BHSK).astype("float32")
-        if self.masked:
-            scores_BHSS = scores_BHSS + mask_BHSS
-        probs_BHSS = self.softmax(scores_BHSS).astype(v_BHSK.dtype)
-        return _batch_matmul(probs_BHSS, v_BHSK), probs_BHSS
-
-    def bprop(
-        self,
-        q_BHSK: Tensor,
-        k_BHSK: Tensor,
-        v_BHSK: Tensor,
-        mask_BHSS: Tensor,
-        out: Tensor,
-        dout: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v; the mask has none."""
-        out_BHSK, probs_BHSS = out
-        dout_BHSK = dout[0]
-        # Σ dP·P of a row, without the S×S matrix; it is subtracted within the product, as one more column.
-        row_BHS1 = self._sum_heads(dout_BHSK * out_BHSK)
-        one_BHS1 = ops.ones_like(row_BHS1)
-        dprobs_BHSS = _batch_matmul_transposed(
-            ops.concat((dout_BHSK, -row_BHS1), -1), ops.concat((v_BHSK, one_BHS1), -1)
-        )
-        dscores_BHSS = dprobs_BHSS * probs_BHSS
-        return (
-            _batch_matmul(dscores_BHSS, k_BHSK),
-            _transposed_batch_matmul(dscores_BHSS, q_BHSK),
-            _transposed_batch_matmul(probs_BHSS, dout_BHSK),
-            ops.zeros_like(mask_BHSS),
-        )
-
-    def _sum_heads(self, x_BHSK: Tensor) -> Tensor:
-        rows, heads, length, head_size = x_BHSK.shape
-        ones_K1 = self.ones_K1.astype(x_BHSK.dtype)
-        return _matmul(x_BHSK.reshape(-1, head_size), ones_K1).reshape(rows, heads, length, 1)
-
-
-class SwiGLU(nn.Cell):
-    """silu(gate) · up; the sigmoid is kept for the backward."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_prefix=False)
-        self.sigmoid = ops.Sigmoid()
-
-    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> tuple[Tensor, Tensor]:
-        """(silu(gate) · up, sigmoid(gate))."""
-        sigmoid_PF = self.sigmoid(gate_PF)
-        return gate_PF * sigmoid_PF * up_PF, sigmoid_PF
-
-    def bprop(self, gate_PF: Tensor, up_PF: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of gate and up."""
-        d_PF, sigmoid_PF = dout[0], out[1]
-        silu_PF = gate_PF * sigmoid_PF
-        return d_PF * up_PF * (sigmoid_PF + silu_PF - silu_PF * sigmoid_PF), d_PF * silu_PF
+        return self.norm(x_PD.astype("float32"), self.weight).astype(x_PD.dtype)
 
 
 def split_heads(x_PD: Tensor, rows: int, heads: int) -> Tensor:
@@ -293,20 +84,3 @@ def join_heads(x_BHSK: Tensor) -> Tensor:
     """(B, H, S, K) to (B·S, H·K)."""
     rows, heads, length, head_size = x_BHSK.shape
     return mint.permute(x_BHSK, (0, 2, 1, 3)).reshape(rows * length, heads * head_size)
-
-
-class Gelu(nn.Cell):
-    """GELU with the error function, as SigLIP, aligners and image head have it (not the tanh form).
-
-    The distribution function is kept for the backward. Gives (gelu(x), Φ(x)).
-    """
-
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(gelu(x), Φ(x))."""
-        below = (ops.erf(x * ROOT_HALF) + 1.0) * 0.5
-        return x * below, below
-
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        """dy · (Φ(x) + x · φ(x))."""
-        density = ops.exp(ops.square(x) * -0.5) * DENSITY_AT_0
-        return (dout[0] * (out[1] + x * density),)

@@ -1,24 +1,26 @@
 """The Llama that reads text, understands images and draws them.
 
-Samples stand one behind the other on a flat axis of tokens, so that no product is spent on padding. Only
-the attention core needs them apart: there they stand in rows of slots, and heads move between the two
-places by index (`Places`).
+Samples follow each other on a flat axis of tokens, so that no product is spent on padding. Segments keep
+them apart in attention.
 
-Shapes: P flat tokens, B rows of S slots, D width, H heads, K head width.
+Shapes: P flat tokens, B attention rows of S slots, D width, K head width.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from mindspore import Tensor, nn, ops
+from typing import Any
+
+from mindspore import Tensor, nn
 
 from janus.model.config import TextConfig
-from janus.model.layers import AttentionCore, Embedding, Linear, Move, RMSNorm, Rotate, SwiGLU
+from janus.model.kernels import body
+from janus.model.layers import Embedding, Linear, RMSNorm
 from janus.model.weights import Weights
 
-MASKED = -1e9
-"""Added to a score that must not count: exp of it is exactly 0."""
+Angles = tuple[Tensor, Tensor, Tensor, Tensor]
+"""cos and sin of each token's angles; and both times 1/√K, for the query."""
 
+<<<<<<< HEAD
 
 Angles = tuple[Tensor, Tensor, Tensor, Tensor]
 """cos and sin of each token's angles for every head, (P, D); and both scaled by 1/√K, for the query."""
@@ -30,6 +32,10 @@ The four `Angles`.
 mask_BHSS: added to the scores. grid_BHS: for each head of a slot, its row among the (P·H) flat heads.
 flat_PH: for each head of a token, its row among the (B·H·S) of the grid.
 """
+=======
+Places = tuple[Tensor, ...]
+"""What tells tokens that see each other from others, as `SegmentAttention.places` of the kernels gives it."""
+>>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
 
 
 class Attention(nn.Cell):
@@ -37,18 +43,17 @@ class Attention(nn.Cell):
 
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
-        width = config.hidden_size
+        width, heads, head_size = config.hidden_size, config.num_heads, config.head_size
         self.q_proj = Linear(weights / "q_proj", width, width, bias=False)
         self.k_proj = Linear(weights / "k_proj", width, width, bias=False)
         self.v_proj = Linear(weights / "v_proj", width, width, bias=False)
         self.o_proj = Linear(weights / "o_proj", width, width, bias=False)
-        self.rotate = Rotate(config.head_size)
-        self.core = AttentionCore(config.head_size, masked=True)
-        self.move = Move()
-        self.heads_shape = (-1, config.num_heads, config.head_size)
+        self.rotary = body().Rotary(heads, head_size, config.rope_theta)
+        self.attention = body().SegmentAttention(heads, head_size)
 
-    def construct(self, x_PD: Tensor, places: Places) -> Tensor:
+    def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
         """(P, D): what each token takes from those it sees."""
+<<<<<<< HEAD
         mask_BHSS, grid_BHS, flat_PH = places[4:]
         q_PD, k_PD, v_PD = self.qkv(x_PD, places[:4])
         q_BHSK = self.move(q_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
@@ -57,6 +62,16 @@ class Attention(nn.Cell):
         out_BHSK = self.core(q_BHSK, k_BHSK, v_BHSK, mask_BHSS)[0]
         out_PHK = self.move(out_BHSK, flat_PH, grid_BHS)
         return self.o_proj(out_PHK.reshape(x_PD.shape))
+=======
+        q_PD, k_PD, v_PD = self.projected(x_PD, angles)
+        return self.o_proj(self.attention(q_PD, k_PD, v_PD, places))
+
+    def projected(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (turned and scaled), keys (turned) and values, each (P, D)."""
+        cos, sin, query_cos, query_sin = angles
+        q_PD = self.rotary(self.q_proj(x_PD), query_cos, query_sin)
+        return q_PD, self.rotary(self.k_proj(x_PD), cos, sin), self.v_proj(x_PD)
+>>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
 
     def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Query (scaled), key and value of each token, (P, D); the first two turned by its angles."""
@@ -74,11 +89,11 @@ class Mlp(nn.Cell):
         self.gate_proj = Linear(weights / "gate_proj", width, inner, bias=False)
         self.up_proj = Linear(weights / "up_proj", width, inner, bias=False)
         self.down_proj = Linear(weights / "down_proj", inner, width, bias=False)
-        self.swiglu = SwiGLU()
+        self.swiglu = body().SwiGLU()
 
     def construct(self, x_PD: Tensor) -> Tensor:
         """(P, D) of (P, D)."""
-        return self.down_proj(self.swiglu(self.gate_proj(x_PD), self.up_proj(x_PD))[0])
+        return self.down_proj(self.swiglu(self.gate_proj(x_PD), self.up_proj(x_PD)))
 
 
 class Layer(nn.Cell):
@@ -92,13 +107,17 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
         self.mlp = Mlp(weights / "mlp", config)
 
-    def construct(self, x_PD: Tensor, places: Places) -> Tensor:
+    def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
         """(P, D) with attention and MLP added."""
+<<<<<<< HEAD
         return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), places))
 
     def finish(self, x_PD: Tensor, attended_PD: Tensor) -> Tensor:
         """(P, D): what attention gave is added, then the MLP's output."""
         x_PD = x_PD + attended_PD
+=======
+        x_PD = x_PD + self.self_attn(self.input_layernorm(x_PD), angles, places)
+>>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         return x_PD + self.mlp(self.post_attention_layernorm(x_PD))
 
 
@@ -112,10 +131,7 @@ class Llama(nn.Cell):
             [Layer(weights / "layers" / i, config) for i in range(config.num_layers)], auto_prefix=False
         )
         self.norm = RMSNorm(weights / "norm", config.hidden_size, config.rms_norm_eps)
-        self.heads, self.scale = config.num_heads, config.head_size**-0.5
-        half = config.head_size // 2
-        frequencies = config.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
-        self.frequencies_1K = Tensor(np.tile(frequencies, 2)[None].astype(np.float32))
+        self.scale = config.head_size**-0.5
 
     def construct(
         self,
@@ -130,13 +146,19 @@ class Llama(nn.Cell):
         token_of_BS: the flat token in each slot. slot_of_P: each token's slot, in 0 … B·S − 1. What stands
         for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
         """
+<<<<<<< HEAD
         angles = tuple([angle.astype(embeds_PD.dtype) for angle in self.angles(position_ids_P)])
         places = (*angles, self.mask(segment_ids_BS), *self.head_rows(token_of_BS, slot_of_P))
+=======
+        angles = self.angles(position_ids_P, embeds_PD.dtype)
+        places = self.layers[0].self_attn.attention.places(token_of_BS, slot_of_P, segment_ids_BS)
+>>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         hidden_PD = embeds_PD
         for layer in self.layers:
-            hidden_PD = layer(hidden_PD, places)
+            hidden_PD = layer(hidden_PD, angles, places)
         return self.norm(hidden_PD)
 
+<<<<<<< HEAD
     def angles(self, position_ids_P: Tensor) -> Angles:
         """The rotary angles of every token, float32."""
         angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
@@ -160,3 +182,11 @@ class Llama(nn.Cell):
         causal = order.reshape(1, 1, length, 1) >= order.reshape(1, 1, 1, length)
         seen = ops.logical_and(same, causal)
         return ops.tile((1.0 - seen.astype("float32")) * MASKED, (1, self.heads, 1, 1))
+=======
+    def angles(self, position_ids_P: Tensor, dtype: Any) -> Angles:
+        """Of each token, for every layer."""
+        rotary = self.layers[0].self_attn.rotary
+        cos, sin = rotary.angles(position_ids_P, 1.0)
+        query_cos, query_sin = rotary.angles(position_ids_P, self.scale)
+        return cos.astype(dtype), sin.astype(dtype), query_cos.astype(dtype), query_sin.astype(dtype)
+>>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from janus.model.janus import Janus, place_images
-from janus.model.layers import column_sum, spread
+from janus.model.kernels.cpu_gradients import column_sum, spread
 
 
 class TaskLoss(nn.Cell):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import VisionConfig
-from janus.model.layers import AddBias, AttentionCore, Gelu, LayerNorm, Linear, join_heads, split_heads
+from janus.model.kernels import body
+from janus.model.layers import LayerNorm, Linear, join_heads, split_heads
 from janus.model.weights import Weights
 
 
@@ -24,7 +25,7 @@ class VisionAttention(nn.Cell):
         self.v_proj = Linear(weights / "v_proj", width, width)
         self.projection_layer = Linear(weights / "projection_layer", width, width)
         self.scale = (width // config.num_heads) ** -0.5
-        self.core = AttentionCore(width // config.num_heads, masked=False)
+        self.attention = body().Attention(width // config.num_heads, masked=False)
         self.no_mask = Tensor(0.0)
 
     def construct(self, x_MD: Tensor, images: int) -> Tensor:
@@ -32,7 +33,7 @@ class VisionAttention(nn.Cell):
         q_IHTK = split_heads(self.q_proj(x_MD) * self.scale, images, self.heads)
         k_IHTK = split_heads(self.k_proj(x_MD), images, self.heads)
         v_IHTK = split_heads(self.v_proj(x_MD), images, self.heads)
-        return self.projection_layer(join_heads(self.core(q_IHTK, k_IHTK, v_IHTK, self.no_mask)[0]))
+        return self.projection_layer(join_heads(self.attention(q_IHTK, k_IHTK, v_IHTK, self.no_mask)))
 
 
 class VisionLayer(nn.Cell):
@@ -46,12 +47,12 @@ class VisionLayer(nn.Cell):
         self.layer_norm2 = LayerNorm(weights / "layer_norm2", width, eps)
         self.fc1 = Linear(weights / "mlp" / "fc1", width, inner)
         self.fc2 = Linear(weights / "mlp" / "fc2", inner, width)
-        self.gelu = Gelu()
+        self.gelu = body().Gelu()
 
     def construct(self, x_MD: Tensor, images: int) -> Tensor:
         """(M, D) with attention and MLP added."""
         x_MD = x_MD + self.self_attn(self.layer_norm1(x_MD), images)
-        return x_MD + self.fc2(self.gelu(self.fc1(self.layer_norm2(x_MD)))[0])
+        return x_MD + self.fc2(self.gelu(self.fc1(self.layer_norm2(x_MD))))
 
 
 class Siglip(nn.Cell):
@@ -70,7 +71,7 @@ class Siglip(nn.Cell):
             auto_prefix=False,
         )
         self.post_layernorm = LayerNorm(weights / "post_layernorm", width, config.layer_norm_eps)
-        self.patch, self.add_bias = patch, AddBias()
+        self.patch, self.add_bias = patch, body().AddBias()
 
     def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
         """Features (M, D) of uint8 pictures, computed in `dtype`."""

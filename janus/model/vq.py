@@ -1,22 +1,19 @@
 """VQ-16, the image tokenizer: pictures to 24×24 codes and back. Always float32, never trained.
 
-Activations are rows of channels, and a convolution is a gather and a matrix product: the CPU's own Conv2D
-takes oneDNN's reference path in MindSpore, 60 times slower (docs/LOG.md). Stride, zero padding and
-nearest-neighbour doubling are only a choice of which rows are gathered.
+Activations are rows of channels, one for each pixel.
 
 Shapes: I images, H×W pixels, P = I·H·W rows, C channels, T = h·w latent positions, E code width, V codes.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import VQConfig
+from janus.model.kernels import body
 from janus.model.siglip import normalise_pixels
 from janus.model.weights import Weights
 
@@ -35,28 +32,6 @@ class Grid(NamedTuple):
         return self.side * self.side
 
 
-@cache
-def tap_rows(grid: Grid, stride: int, doubled: bool) -> Tensor:
-    """For each output row, the input rows under the nine taps of a 3×3 kernel, int32 (P′, 9).
-
-    Where a tap is outside the picture the row is the one behind the last, which holds zeros. Stride 2
-    pads one zero below and to the right only, as the reference; `doubled` reads each pixel as if it stood
-    twice both ways.
-    """
-    scale = 2 if doubled else 1
-    before = 1 if stride == 1 else 0
-    at = np.arange(grid.side * scale // stride)[:, None] * stride - before + np.arange(3)  # (target, tap)
-    inside = (at >= 0) & (at < grid.side * scale)
-    y, x = at[:, None, :, None] // scale, at[None, :, None, :] // scale
-    first = np.arange(grid.images).reshape(-1, 1, 1, 1, 1) * grid.pixels
-    rows = np.where(
-        inside[:, None, :, None] & inside[None, :, None, :],
-        first + y * grid.side + x,
-        grid.images * grid.pixels,
-    )
-    return Tensor(rows.reshape(-1, 9).astype(np.int32))
-
-
 class Linear(nn.Cell):
     """A 1×1 convolution: one matrix product over rows."""
 
@@ -73,7 +48,7 @@ class Linear(nn.Cell):
 
 
 class Conv(nn.Cell):
-    """A 3×3 convolution: the rows under its nine taps side by side, times the kernel; see `tap_rows`."""
+    """A 3×3 convolution. stride 2 halves the picture; `doubled` doubles it before."""
 
     def __init__(
         self, weights: Weights, inputs: int, outputs: int, grid: Grid, stride: int = 1, doubled: bool = False
@@ -81,50 +56,25 @@ class Conv(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (outputs, inputs, 3, 3))
         self.bias = weights.take("bias", (outputs,), "zeros")
-        self.rows = tap_rows(grid, stride, doubled)
+        self.convolve = body().Conv3x3(grid.images, grid.side, stride, doubled)
 
     def construct(self, x_PC: Tensor) -> Tensor:
         """(P′, C′) of (P, C)."""
-        kernel = self.weight.transpose(2, 3, 1, 0).reshape(9 * x_PC.shape[1], -1)
-        x_PC = ops.concat((x_PC, ops.zeros((1, x_PC.shape[1]), x_PC.dtype)), 0)
-        under_taps = ops.gather(x_PC, self.rows, 0).reshape(self.rows.shape[0], -1)
-        return ops.bias_add(ops.matmul(under_taps, kernel), self.bias)
+        return self.convolve(x_PC, self.weight, self.bias)
 
 
 class GroupNorm(nn.Cell):
-    """GroupNorm(32, 1e-6); sums are matrix products, over pixels first, then over a group's channels."""
+    """GroupNorm(32, 1e-6)."""
 
     def __init__(self, weights: Weights, channels: int, grid: Grid) -> None:
         super().__init__(auto_prefix=False)
         self.weight = weights.take("weight", (channels,), "ones")
         self.bias = weights.take("bias", (channels,), "zeros")
-        group = channels // GROUPS
-        self.share_CC = Tensor(np.kron(np.eye(GROUPS), np.full((group, group), 1 / group)).astype(np.float32))
-        # Two levels, along the lines and then across: one chain over 384² pixels is off by 1e-3 on some CPUs.
-        self.mean_L1W = Tensor(np.full((grid.images * grid.side, 1, grid.side), 1 / grid.side, np.float32))
-        self.mean_I1H = Tensor(np.full((grid.images, 1, grid.side), 1 / grid.side, np.float32))
-        self.ones_IP1 = Tensor(np.ones((grid.images, grid.pixels, 1), np.float32))
-        self.shape = (grid.images, grid.pixels, channels)
+        self.norm = body().GroupNorm(grid.images, grid.side, channels, GROUPS, EPS)
 
     def construct(self, x_PC: Tensor) -> Tensor:
         """(P, C) normalised."""
-        x_IPC = x_PC.reshape(self.shape)
-        centred_IPC = x_IPC - self._spread(self._group_mean(x_IPC))
-        variance_IC = self._group_mean(ops.square(centred_IPC))
-        scale_IC = ops.rsqrt(variance_IC + EPS) * self.weight
-        return ops.bias_add((centred_IPC * self._spread(scale_IC)).reshape(x_PC.shape), self.bias)
-
-    def _group_mean(self, x_IPC: Tensor) -> Tensor:
-        """The mean of each channel's group, (I, C)."""
-        images, _, channels = self.shape
-        lines, _, side = self.mean_L1W.shape
-        means_L1C = ops.bmm(self.mean_L1W, x_IPC.reshape(lines, side, channels))
-        means_IHC = means_L1C.reshape(images, side, channels)
-        return ops.matmul(ops.bmm(self.mean_I1H, means_IHC).reshape(images, channels), self.share_CC)
-
-    def _spread(self, row_IC: Tensor) -> Tensor:
-        """(I, P, C) by a product of width 1: element-wise operations that broadcast are slow."""
-        return ops.bmm(self.ones_IP1, row_IC.reshape(row_IC.shape[0], 1, -1))
+        return self.norm(x_PC, self.weight, self.bias)
 
 
 class ResBlock(nn.Cell):

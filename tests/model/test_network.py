@@ -1,27 +1,24 @@
-"""The network against the reference implementation, and its fast forms against automatic differentiation."""
+"""The network against the reference implementation; what neighbours, padding and dtype may change."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from mindspore import Tensor, ops
+from mindspore import Tensor
 from paths import GOLDEN, needs_shared
 from safetensors.numpy import load_file, save_file
-from scipy.special import erf
 
 from janus.checkpoint.folder import open_model
 from janus.cli import main
 from janus.inspect.verify import open_cases
 from janus.model.config import PRESETS
 from janus.model.janus import PARTS, parameter_shapes, part_of
-from janus.model.layers import AddBias, AttentionCore, Gelu, Rotate, SwiGLU, _NormaliseRms
-from janus.model.loss import SummedCrossEntropy, TaskLoss
+from janus.model.loss import TaskLoss
 from trainer.stream.shapes import pack
 
 
@@ -56,92 +53,6 @@ def test_verify_exits_1_when_a_weight_is_off(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "vqa.aligned_features" in result.output
     assert "TOO FAR" in result.output
-
-
-def _plain_rms(x, w):
-    return x * ops.rsqrt(ops.square(x).mean(-1, keep_dims=True) + 1e-6) * w
-
-
-def _plain_swiglu(gate, up):
-    return gate * ops.sigmoid(gate) * up
-
-
-def _plain_rotate(x, cos, sin):
-    half = x.shape[-1] // 2
-    turned = ops.concat((-x[..., half:], x[..., :half]), -1)
-    return x * cos + turned * sin
-
-
-def _plain_attention(q, k, v, mask):
-    return ops.bmm(ops.softmax(ops.bmm(q, k.transpose(0, 1, 3, 2)) + mask, -1), v)
-
-
-def _plain_gelu(x):
-    return ops.gelu(x, "none")
-
-
-def _plain_bias(x, bias):
-    return x + bias
-
-
-def _plain_cross_entropy(logits, labels):
-    return ops.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").reshape(1)
-
-
-def _random(*shape: int) -> Tensor:
-    return Tensor(np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32))
-
-
-def _angles() -> tuple[Tensor, Tensor]:
-    half = np.random.default_rng(1).standard_normal((18, 4)).astype(np.float32)
-    angles = np.concatenate([half, half], -1)
-    return Tensor(np.cos(angles)), Tensor(np.sin(angles))
-
-
-CASES = {
-    "rms": (_NormaliseRms(16, 1e-6), _plain_rms, (_random(10, 16), _random(16)), 2),
-    "swiglu": (SwiGLU(), _plain_swiglu, (_random(5, 8), _random(8, 5).reshape(5, 8)), 2),
-    "rotate": (Rotate(8), _plain_rotate, (_random(18, 8), *_angles()), 1),
-    "gelu": (Gelu(), _plain_gelu, (_random(5, 8) * 2,), 1),
-    "bias": (AddBias(), _plain_bias, (_random(5, 8), _random(8)), 2),
-    "cross-entropy": (
-        SummedCrossEntropy(),
-        _plain_cross_entropy,
-        # The first row's label is far below its top, the last is unused.
-        (_random(4, 9) * 40, Tensor(np.array([8, 3, 0, -100], np.int32))),
-        1,
-    ),
-    "attention": (
-        AttentionCore(8, masked=True),
-        _plain_attention,
-        (_random(2, 3, 6, 8), _random(2, 3, 6, 8) * 0.5, _random(2, 3, 6, 8) * 2, _random(2, 3, 6, 6)),
-        3,
-    ),
-}
-
-
-def _gradients(forward: Callable, arguments: tuple, wanted: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Value and gradients of a scalar that weighs every output differently."""
-
-    def weighed(*arguments):
-        out = forward(*arguments)
-        out = out[0] if isinstance(out, tuple) else out
-        out = out.reshape(-1)
-        return (out * ops.cos(ops.arange(out.size).astype(ms.float32))).sum()
-
-    value, gradients = ms.value_and_grad(weighed, tuple(range(wanted)))(*arguments)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    return value.asnumpy(), [g.asnumpy() for g in gradients]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_fast_form_has_the_gradients_of_the_plain_one(name: str) -> None:
-    fast, plain, arguments, wanted = CASES[name]
-    fast_value, fast_gradients = _gradients(fast, arguments, wanted)
-    plain_value, plain_gradients = _gradients(plain, arguments, wanted)
-    np.testing.assert_allclose(fast_value, plain_value, rtol=1e-5)
-    for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def _inputs(samples: list[np.ndarray], length: int, tokens: int, rows: int | None = None) -> list[Tensor]:
@@ -207,11 +118,6 @@ def test_every_parameter_belongs_to_a_part_and_presets_have_the_published_sizes(
         shapes = parameter_shapes(PRESETS[name])
         assert {part_of(key) for key in shapes} == set(PARTS)
         assert sum(np.prod(shape) for shape in shapes.values()) / 1e9 == pytest.approx(billions, abs=0.01)
-
-
-def test_gelu_is_the_error_function_form() -> None:
-    x = np.linspace(-4, 4, 101).astype(np.float32)
-    np.testing.assert_allclose(Gelu()(Tensor(x))[0].asnumpy(), x * 0.5 * (1 + erf(x / 2**0.5)), atol=1e-6)
 
 
 @needs_shared

@@ -1,0 +1,24 @@
+"""The operations a device is good or bad at, in one body for each device, and the switch between them.
+
+    kernels = body()                       # what the device in use computes fastest
+    self.rotate = kernels.Rotary(config.num_heads, config.head_size, config.rope_theta)
+
+A body is a module with the Cells that `plain.py` has, under the same names and with the same arguments: Cells
+hold no parameters. `plain.py` says what is computed. `cpu.py` computes the same faster; tests hold its values
+and gradients against the plain ones. Another device gets a file of its own and a line in `BODIES`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from janus.device import current
+
+BODIES = {"CPU": "cpu", "Ascend": "plain"}
+"""By device. Nothing was run on Ascend: it gets the form that leaves most to MindSpore's compiler."""
+
+
+def body(device: str | None = None) -> ModuleType:
+    """The kernels of `device`; None: of the device in use."""
+    return import_module(f"{__name__}.{BODIES[device or current()]}")

@@ -1,0 +1,213 @@
+"""Cells whose backward is written out, for `cpu.py`.
+
+Automatic differentiation builds slow graphs of them. A backward reuses what its forward has computed: such a
+value is given behind the result. An input without a gradient gets zeros, which nobody reads.
+
+Shapes: P flat tokens, D width, B rows, H heads, S slots, K head width, F inner width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+# Primitives, not their functions: `ops.gather` inside a written-out backward does not always build.
+_gather = ops.Gather()
+_matmul = ops.MatMul()
+_matmul_transposed = ops.MatMul(transpose_b=True)
+_batch_matmul = ops.BatchMatMul()
+_batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
+_transposed_batch_matmul = ops.BatchMatMul(transpose_a=True)
+
+
+def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
+    """column ⊗ row, (P, D): what a broadcasting operation would read."""
+    return _matmul(column_P1, row_1D)
+
+
+CHAIN = 1024
+"""Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
+
+
+def column_sum(x_PF: Tensor) -> Tensor:
+    """Σ over the rows, (1, F), in two levels where they are more than CHAIN."""
+    rows = x_PF.shape[0]
+    if rows <= CHAIN:
+        return _matmul(ops.ones((1, rows), x_PF.dtype), x_PF)
+    blocks, left = rows // CHAIN, rows % CHAIN
+    whole_PF = x_PF[: rows - left] if left else x_PF
+    sums_QF = _batch_matmul(ops.ones((blocks, 1, CHAIN), x_PF.dtype), whole_PF.reshape(blocks, CHAIN, -1))
+    sums_QF = sums_QF.reshape(blocks, -1)
+    if left:
+        rest_1F = _matmul(ops.ones((1, left), x_PF.dtype), x_PF[rows - left :])
+        sums_QF = ops.concat((sums_QF, rest_1F), 0)
+    return _matmul(ops.ones((1, sums_QF.shape[0]), x_PF.dtype), sums_QF)
+
+
+class AddBias(nn.Cell):
+    """x + b; the gradient of b is a matrix product."""
+
+    def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
+        """x + b, (P, F)."""
+        return ops.bias_add(x_PF, bias_F)
+
+    def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x and b."""
+        return dout, column_sum(dout).reshape(-1)
+
+
+class RMSNorm(nn.Cell):
+    """x · rsqrt(mean(x²) + ε) · w; the reciprocal root is kept for the backward."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.eps = eps
+
+    def construct(self, x_PD: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalised, reciprocal root)."""
+        mean_D1 = ops.full((x_PD.shape[1], 1), 1 / x_PD.shape[1], dtype=x_PD.dtype)
+        root_P1 = ops.rsqrt(_matmul(ops.square(x_PD), mean_D1) + self.eps)
+        return x_PD * spread(root_P1, weight_D.reshape(1, -1)), root_P1
+
+    def bprop(self, x_PD: Tensor, weight_D: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of x and the weight."""
+        dy_PD, root_P1 = dout[0], out[1]
+        ones_1D = ops.ones((1, x_PD.shape[1]), x_PD.dtype)
+        dyx_PD = dy_PD * x_PD
+        if root_P1.shape[0] > CHAIN:
+            dweight_D = column_sum(dyx_PD * spread(root_P1, ones_1D)).reshape(-1)
+        else:
+            dweight_D = _matmul(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
+        pull_P1 = (
+            _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / x_PD.shape[1])
+        )
+        towards_PD = dy_PD * spread(root_P1, weight_D.reshape(1, -1))
+        return towards_PD - x_PD * spread(pull_P1, ones_1D), dweight_D
+
+
+class Rotate(nn.Cell):
+    """x · cos + turn(x) · sin; the backward is the inverse rotation."""
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__(auto_prefix=False)
+        half = head_size // 2
+        turn = np.zeros((head_size, head_size), np.float32)
+        turn[half:, :half] = -np.eye(half)
+        turn[:half, half:] = np.eye(half)
+        self.turn_KK = Tensor(turn)
+        self.head_size = head_size
+
+    def _turn(self, x_PD: Tensor) -> Tensor:
+        turn_KK = self.turn_KK.astype(x_PD.dtype)
+        return _matmul(x_PD.reshape(-1, self.head_size), turn_KK).reshape(x_PD.shape)
+
+    def construct(self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor) -> Tensor:
+        """(P, D) turned by its angles."""
+        return x_PD * cos_PD + self._turn(x_PD) * sin_PD
+
+    def bprop(
+        self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The gradient turned back; angles have none."""
+        return dout * cos_PD - self._turn(dout) * sin_PD, ops.zeros_like(cos_PD), ops.zeros_like(sin_PD)
+
+
+class Attention(nn.Cell):
+    """softmax(q kᵀ + mask) v for q that is already scaled; the probabilities are kept."""
+
+    def __init__(self, head_size: int, masked: bool) -> None:
+        super().__init__(auto_prefix=False)
+        self.masked = masked
+        self.ones_K1 = Tensor(np.ones((head_size, 1), np.float32))
+        self.softmax = ops.Softmax(-1)
+
+    def construct(
+        self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHSS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mixed values, probabilities)."""
+        scores_BHSS = _batch_matmul_transposed(q_BHSK, k_BHSK).astype("float32")
+        if self.masked:
+            scores_BHSS = scores_BHSS + mask_BHSS
+        probs_BHSS = self.softmax(scores_BHSS).astype(v_BHSK.dtype)
+        return _batch_matmul(probs_BHSS, v_BHSK), probs_BHSS
+
+    def bprop(
+        self,
+        q_BHSK: Tensor,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        mask_BHSS: Tensor,
+        out: Tensor,
+        dout: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q, k and v; the mask has none."""
+        out_BHSK, probs_BHSS = out
+        dout_BHSK = dout[0]
+        # Σ dP·P of a row, without the S×S matrix; it is subtracted within the product, as one more column.
+        row_BHS1 = self._sum_heads(dout_BHSK * out_BHSK)
+        one_BHS1 = ops.ones_like(row_BHS1)
+        dprobs_BHSS = _batch_matmul_transposed(
+            ops.concat((dout_BHSK, -row_BHS1), -1), ops.concat((v_BHSK, one_BHS1), -1)
+        )
+        dscores_BHSS = dprobs_BHSS * probs_BHSS
+        return (
+            _batch_matmul(dscores_BHSS, k_BHSK),
+            _transposed_batch_matmul(dscores_BHSS, q_BHSK),
+            _transposed_batch_matmul(probs_BHSS, dout_BHSK),
+            ops.zeros_like(mask_BHSS),
+        )
+
+    def _sum_heads(self, x_BHSK: Tensor) -> Tensor:
+        rows, heads, length, head_size = x_BHSK.shape
+        ones_K1 = self.ones_K1.astype(x_BHSK.dtype)
+        return _matmul(x_BHSK.reshape(-1, head_size), ones_K1).reshape(rows, heads, length, 1)
+
+
+class Move(nn.Cell):
+    """Heads between two places: row i of the output is row `there[i]` of the input.
+
+    `back` is the inverse, so the backward is a gather too, not a scatter. Rows that nothing is read from
+    afterwards may be mapped anywhere: their gradient is zero.
+    """
+
+    def construct(self, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        """The rows at `there`, in its shape."""
+        return _gather(x.reshape(-1, x.shape[-1]), there, 0)
+
+    def bprop(self, x: Tensor, there: Tensor, back: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        """The gradient moved back; indices have none."""
+        dx = _gather(dout.reshape(-1, dout.shape[-1]), back, 0).reshape(x.shape)
+        return dx, ops.zeros_like(there), ops.zeros_like(back)
+
+
+class SwiGLU(nn.Cell):
+    """silu(gate) · up; the sigmoid is kept for the backward."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.sigmoid = ops.Sigmoid()
+
+    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> tuple[Tensor, Tensor]:
+        """(silu(gate) · up, sigmoid(gate))."""
+        sigmoid_PF = self.sigmoid(gate_PF)
+        return gate_PF * sigmoid_PF * up_PF, sigmoid_PF
+
+    def bprop(self, gate_PF: Tensor, up_PF: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of gate and up."""
+        d_PF, sigmoid_PF = dout[0], out[1]
+        silu_PF = gate_PF * sigmoid_PF
+        return d_PF * up_PF * (sigmoid_PF + silu_PF - silu_PF * sigmoid_PF), d_PF * silu_PF
+
+
+class Gelu(nn.Cell):
+    """x · Φ(x); the distribution function is kept for the backward."""
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(gelu(x), Φ(x))."""
+        below = (ops.erf(x * 2**-0.5) + 1.0) * 0.5
+        return x * below, below
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """dy · (Φ(x) + x · φ(x))."""
+        density = ops.exp(ops.square(x) * -0.5) * (2 * np.pi) ** -0.5
+        return (dout[0] * (out[1] + x * density),)

@@ -1,0 +1,168 @@
+"""What the network computes, in its shortest form: broadcasting, MindSpore's own reductions and gradients.
+
+Shapes: P flat tokens or pixels, D width, B rows, H heads, S slots, K head width, F inner width, I images of
+H×W pixels, C channels, N states that predict, V classes, E width of an embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, mint, nn, ops
+
+MASKED = -1e9
+"""Added to a score that must not count: exp of it is exactly 0."""
+
+
+class AddBias(nn.Cell):
+    """x + b."""
+
+    def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
+        """(P, F)."""
+        return x_PF + bias_F
+
+
+class Embed(nn.Cell):
+    """Rows of a table. repeats: one id may be most of a micro-batch, such as the code of a white area."""
+
+    def __init__(self, repeats: bool = False) -> None:
+        super().__init__(auto_prefix=False)
+
+    def construct(self, table_VE: Tensor, ids_P: Tensor) -> Tensor:
+        """(P, E)."""
+        return ops.gather(table_VE, ids_P, 0)
+
+
+class LayerNorm(nn.Cell):
+    """(x − mean) / √(variance + ε) · w + b over the last axis."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.eps = eps
+
+    def construct(self, x_PD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:
+        """(P, D)."""
+        centred_PD = x_PD - x_PD.mean(-1, keep_dims=True)
+        variance_P1 = ops.square(centred_PD).mean(-1, keep_dims=True)
+        return centred_PD * ops.rsqrt(variance_P1 + self.eps) * weight_D + bias_D
+
+
+class RMSNorm(nn.Cell):
+    """x / √(mean(x²) + ε) · w over the last axis (arXiv:1910.07467)."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.eps = eps
+
+    def construct(self, x_PD: Tensor, weight_D: Tensor) -> Tensor:
+        """(P, D)."""
+        return x_PD * ops.rsqrt(ops.square(x_PD).mean(-1, keep_dims=True) + self.eps) * weight_D
+
+
+class SwiGLU(nn.Cell):
+    """silu(gate) · up (arXiv:2002.05202)."""
+
+    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> Tensor:
+        """(P, F)."""
+        return gate_PF * ops.sigmoid(gate_PF) * up_PF
+
+
+class Gelu(nn.Cell):
+    """x · Φ(x), with the error function, as SigLIP, aligners and image head have it (not the tanh form)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return x * (ops.erf(x * 2**-0.5) + 1.0) * 0.5
+
+
+class Rotary(nn.Cell):
+    """Rotary position embedding, halves layout (arXiv:2104.09864)."""
+
+    def __init__(self, heads: int, head_size: int, theta: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.shape = (-1, heads, head_size)
+        half = head_size // 2
+        frequencies = theta ** -(np.arange(half, dtype=np.float64) / half)
+        self.frequencies_1K = Tensor(np.tile(frequencies, 2)[None].astype(np.float32))
+
+    def angles(self, position_ids_P: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's angles, each times `scale`, as `construct` takes them."""
+        angles_P1K = (position_ids_P.reshape(-1, 1).astype("float32") * self.frequencies_1K).expand_dims(1)
+        return ops.cos(angles_P1K) * scale, ops.sin(angles_P1K) * scale
+
+    def construct(self, x_PD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(P, D) with each head turned by its token's angles."""
+        x_PHK = x_PD.reshape(self.shape)
+        first, second = ops.chunk(x_PHK, 2, -1)
+        return (x_PHK * cos + ops.concat((-second, first), -1) * sin).reshape(x_PD.shape)
+
+
+class Attention(nn.Cell):
+    """softmax(q kᵀ + mask) v for q that is already scaled."""
+
+    def __init__(self, head_size: int, masked: bool) -> None:
+        super().__init__(auto_prefix=False)
+        self.masked = masked
+
+    def construct(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:
+        """(B, H, S, K). mask: added to the scores (B, H, S, S), or never read."""
+        scores_BHSS = ops.matmul(q_BHSK, k_BHSK.swapaxes(-1, -2)).astype("float32")
+        if self.masked:
+            scores_BHSS = scores_BHSS + mask
+        return ops.matmul(ops.softmax(scores_BHSS, -1).astype(v_BHSK.dtype), v_BHSK)
+
+
+class SegmentAttention(nn.Cell):
+    """Causal attention on a flat axis of tokens: a token sees its own segment up to itself."""
+
+    def __init__(self, heads: int, head_size: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.shape = (1, -1, heads, head_size)
+        self.attention = Attention(head_size, masked=True)
+
+    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> tuple[Tensor, ...]:
+        """What all layers of a step share, for `construct`; arguments as `Llama.construct` has them."""
+        segment_P = ops.gather(segment_ids_BS.reshape(-1), slot_of_P, 0)
+        order_P = ops.arange(segment_P.shape[0])
+        same_PP = segment_P.reshape(-1, 1) == segment_P.reshape(1, -1)
+        seen_PP = ops.logical_and(same_PP, order_P.reshape(-1, 1) >= order_P.reshape(1, -1))
+        return ((1.0 - seen_PP.astype("float32")) * MASKED,)
+
+    def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+        """(P, D)."""
+        q, k, v = [x_PD.reshape(self.shape).swapaxes(1, 2) for x_PD in (q_PD, k_PD, v_PD)]
+        return self.attention(q, k, v, places[0]).swapaxes(1, 2).reshape(q_PD.shape)
+
+
+class GroupNorm(nn.Cell):
+    """(x − mean) / √(variance + ε) · w + b, over the pixels of a picture and the channels of a group."""
+
+    def __init__(self, images: int, side: int, channels: int, groups: int, eps: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.shape, self.eps = (images, side * side, groups, channels // groups), eps
+
+    def construct(self, x_PC: Tensor, weight_C: Tensor, bias_C: Tensor) -> Tensor:
+        """(P, C)."""
+        x = x_PC.reshape(self.shape)
+        centred = x - x.mean((1, 3), keep_dims=True)
+        variance = ops.square(centred).mean((1, 3), keep_dims=True)
+        return (centred * ops.rsqrt(variance + self.eps)).reshape(x_PC.shape) * weight_C + bias_C
+
+
+class Conv3x3(nn.Cell):
+    """A 3×3 convolution with zeros around the picture.
+
+    Stride 2 pads below and to the right only, as the reference; `doubled` repeats each pixel both ways.
+    """
+
+    def __init__(self, images: int, side: int, stride: int = 1, doubled: bool = False) -> None:
+        super().__init__(auto_prefix=False)
+        self.images, self.side, self.stride, self.doubled = images, side, stride, doubled
+        self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+
+    def construct(self, x_PC: Tensor, weight_OC33: Tensor, bias_O: Tensor) -> Tensor:
+        """(P′, C′) of (P, C); weight: (C′, C, 3, 3)."""
+        x_ICHW = x_PC.reshape(self.images, self.side, self.side, -1).transpose(0, 3, 1, 2)
+        if self.doubled:
+            x_ICHW = ops.repeat_elements(ops.repeat_elements(x_ICHW, 2, 2), 2, 3)
+        y_IOHW = ops.conv2d(ops.pad(x_ICHW, self.padding), weight_OC33, bias_O, self.stride)
+        return mint.permute(y_IOHW, (0, 2, 3, 1)).reshape(-1, bias_O.shape[0])
