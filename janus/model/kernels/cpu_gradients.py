@@ -30,18 +30,31 @@ CHAIN = 1024
 
 
 def column_sum(x_PF: Tensor) -> Tensor:
-    """Σ over the rows, (1, F), in two levels where they are more than CHAIN."""
-    rows = x_PF.shape[0]
-    if rows <= CHAIN:
-        return _matmul(ops.ones((1, rows), x_PF.dtype), x_PF)
-    blocks, left = rows // CHAIN, rows % CHAIN
-    whole_PF = x_PF[: rows - left] if left else x_PF
-    sums_QF = _batch_matmul(ops.ones((blocks, 1, CHAIN), x_PF.dtype), whole_PF.reshape(blocks, CHAIN, -1))
-    sums_QF = sums_QF.reshape(blocks, -1)
-    if left:
-        rest_1F = _matmul(ops.ones((1, left), x_PF.dtype), x_PF[rows - left :])
-        sums_QF = ops.concat((sums_QF, rest_1F), 0)
-    return _matmul(ops.ones((1, sums_QF.shape[0]), x_PF.dtype), sums_QF)
+    """Σ over the rows, (1, F), in levels."""
+    return weighted_sum(ops.ones((1, x_PF.shape[0]), x_PF.dtype), x_PF)
+
+
+def weighted_sum(weight_1P: Tensor, x_PF: Tensor) -> Tensor:
+    """weight · x, (1, F), in two levels where the rows are more than CHAIN.
+
+    One return: with an early one MindSpore cannot compile a backward that calls this.
+    """
+    if x_PF.shape[0] > CHAIN:
+        x_PF = _block_sums(weight_1P, x_PF)
+        weight_1P = ops.ones((1, x_PF.shape[0]), x_PF.dtype)
+    return _matmul(weight_1P, x_PF)
+
+
+def _block_sums(weight_1P: Tensor, x_PF: Tensor) -> Tensor:
+    """The weighted sum of each CHAIN rows, and of the rest, as rows."""
+    whole = x_PF.shape[0] // CHAIN * CHAIN
+    weight_Q1C = weight_1P[:, :whole].reshape(-1, 1, CHAIN)
+    sums_QF = _batch_matmul(weight_Q1C, x_PF[:whole].reshape(-1, CHAIN, x_PF.shape[1])).reshape(
+        -1, x_PF.shape[1]
+    )
+    if whole < x_PF.shape[0]:
+        sums_QF = ops.concat((sums_QF, _matmul(weight_1P[:, whole:], x_PF[whole:])), 0)
+    return sums_QF
 
 
 class AddBias(nn.Cell):
@@ -74,10 +87,7 @@ class RMSNorm(nn.Cell):
         dy_PD, root_P1 = dout[0], out[1]
         ones_1D = ops.ones((1, x_PD.shape[1]), x_PD.dtype)
         dyx_PD = dy_PD * x_PD
-        if root_P1.shape[0] > CHAIN:
-            dweight_D = column_sum(dyx_PD * spread(root_P1, ones_1D)).reshape(-1)
-        else:
-            dweight_D = _matmul(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
+        dweight_D = weighted_sum(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
         pull_P1 = (
             _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / x_PD.shape[1])
         )
