@@ -29,36 +29,39 @@ CHAIN = 1024
 """Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
 
 
-def column_sum(x_PF: Tensor) -> Tensor:
-    """Σ over the rows, (1, F), in levels."""
-    return weighted_sum(ops.ones((1, x_PF.shape[0]), x_PF.dtype), x_PF)
-
-
-def weighted_sum(weight_1P: Tensor, x_PF: Tensor) -> Tensor:
+class WeightedSum(nn.Cell):
     """weight · x, (1, F), in two levels where the rows are more than CHAIN.
 
-    One return: with an early one MindSpore cannot compile a backward that calls this.
+    A Cell for each user: MindSpore cannot compile backwards that share a function with branches.
     """
-    if x_PF.shape[0] > CHAIN:
-        x_PF = _block_sums(weight_1P, x_PF)
-        weight_1P = ops.ones((1, x_PF.shape[0]), x_PF.dtype)
-    return _matmul(weight_1P, x_PF)
+
+    def construct(self, weight_1P: Tensor, x_PF: Tensor) -> Tensor:
+        """(1, F) of weights (1, P) and rows (P, F)."""
+        rows, width = x_PF.shape
+        if rows <= CHAIN:
+            return _matmul(weight_1P, x_PF)
+        whole = rows // CHAIN * CHAIN
+        weight_Q1C = weight_1P[:, :whole].reshape(-1, 1, CHAIN)
+        sums_QF = _batch_matmul(weight_Q1C, x_PF[:whole].reshape(-1, CHAIN, width)).reshape(-1, width)
+        if whole < rows:
+            sums_QF = ops.concat((sums_QF, _matmul(weight_1P[:, whole:], x_PF[whole:])), 0)
+        return _matmul(ops.ones((1, sums_QF.shape[0]), x_PF.dtype), sums_QF)
 
 
-def _block_sums(weight_1P: Tensor, x_PF: Tensor) -> Tensor:
-    """The weighted sum of each CHAIN rows, and of the rest, as rows."""
-    whole = x_PF.shape[0] // CHAIN * CHAIN
-    weight_Q1C = weight_1P[:, :whole].reshape(-1, 1, CHAIN)
-    sums_QF = _batch_matmul(weight_Q1C, x_PF[:whole].reshape(-1, CHAIN, x_PF.shape[1])).reshape(
-        -1, x_PF.shape[1]
-    )
-    if whole < x_PF.shape[0]:
-        sums_QF = ops.concat((sums_QF, _matmul(weight_1P[:, whole:], x_PF[whole:])), 0)
-    return sums_QF
+_sum_rows = WeightedSum()
+
+
+def column_sum(x_PF: Tensor) -> Tensor:
+    """Σ over the rows, (1, F), for a forward; a backward has a `WeightedSum` of its own."""
+    return _sum_rows(ops.ones((1, x_PF.shape[0]), x_PF.dtype), x_PF)
 
 
 class AddBias(nn.Cell):
     """x + b; the gradient of b is a matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.sum = WeightedSum()
 
     def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
         """x + b, (P, F)."""
@@ -66,7 +69,7 @@ class AddBias(nn.Cell):
 
     def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and b."""
-        return dout, column_sum(dout).reshape(-1)
+        return dout, self.sum(ops.ones((1, dout.shape[0]), dout.dtype), dout).reshape(-1)
 
 
 class RMSNorm(nn.Cell):
@@ -75,6 +78,7 @@ class RMSNorm(nn.Cell):
     def __init__(self, eps: float) -> None:
         super().__init__(auto_prefix=False)
         self.eps = eps
+        self.sum = WeightedSum()
 
     def construct(self, x_PD: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
         """(normalised, reciprocal root)."""
@@ -87,7 +91,7 @@ class RMSNorm(nn.Cell):
         dy_PD, root_P1 = dout[0], out[1]
         ones_1D = ops.ones((1, x_PD.shape[1]), x_PD.dtype)
         dyx_PD = dy_PD * x_PD
-        dweight_D = weighted_sum(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
+        dweight_D = self.sum(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
         pull_P1 = (
             _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / x_PD.shape[1])
         )
