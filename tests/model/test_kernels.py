@@ -7,17 +7,22 @@ root of their number, times a dozen operations one behind the other, times the l
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+import polars as pl
 import pytest
+from click.testing import CliRunner
 from mindspore import Tensor, nn, ops
 from scipy.special import erf
+from trainer_shards import make_model, make_trainable
 
 from janus.checkpoint.folder import open_model
 from janus.model import kernels
-from janus.model.kernels import cpu, plain
+from janus.model.kernels import cpu, cpu_gradients, plain
 from janus.model.loss import TaskLoss
+from trainer.cli import main
 from trainer.stream.shapes import pack
 
 BOUND = 12 * 2**-24 * 64**0.5
@@ -169,3 +174,23 @@ def test_the_whole_network_computes_the_same_with_plain_kernels(monkeypatch: pyt
         logits.append(TaskLoss(open_model("tiny").build(), "text").logits(*map(Tensor, inputs)).asnumpy())
     bound = 12 * 2**-24 * 256**0.5 * np.abs(logits[1]).max()  # the widest product has 256 terms
     np.testing.assert_allclose(*logits, rtol=0, atol=bound)
+
+
+@pytest.mark.slow
+def test_a_run_whose_sums_are_all_in_levels_compiles_and_has_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every run of more than CHAIN tokens a step is: backwards of many layers, in one graph a task."""
+    make_model(tmp_path / "model")
+    make_trainable(tmp_path / "shards", {"vqa": 7, "text": 4, "t2i": 6})
+    monkeypatch.setenv("JANUS_CACHE", "")
+    losses = []
+    for chain in (cpu.CHAIN, 64):
+        for module in (cpu, cpu_gradients):
+            monkeypatch.setattr(module, "CHAIN", chain)
+        command = ["train", "--model", tmp_path / "model", "--shards", tmp_path / "shards", "--steps", 2]
+        result = CliRunner().invoke(main, list(map(str, [*command, "--out", tmp_path / f"run-{chain}"])))
+        assert result.exit_code == 0, result.output
+        metrics = pl.read_ndjson(tmp_path / f"run-{chain}" / "metrics.jsonl")
+        losses.append(metrics.filter(pl.col("kind") == "step")["loss"].to_list())
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)

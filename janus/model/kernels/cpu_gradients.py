@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from janus.model.kernels.plain import ROOT_HALF
+
 # Primitives, not their functions: `ops.gather` inside a written-out backward does not always build.
 _gather = ops.Gather()
 _matmul = ops.MatMul()
@@ -24,6 +26,9 @@ def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
     """column ⊗ row, (P, D): what a broadcasting operation would read."""
     return _matmul(column_P1, row_1D)
 
+
+DENSITY_AT_0 = (2 * np.pi) ** -0.5
+"""Of the standard normal distribution."""
 
 CHAIN = 1024
 """Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
@@ -218,10 +223,10 @@ class Gelu(nn.Cell):
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(gelu(x), Φ(x))."""
-        below = (ops.erf(x * 2**-0.5) + 1.0) * 0.5
+        below = (ops.erf(x * ROOT_HALF) + 1.0) * 0.5
         return x * below, below
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         """dy · (Φ(x) + x · φ(x))."""
-        density = ops.exp(ops.square(x) * -0.5) * (2 * np.pi) ** -0.5
+        density = ops.exp(ops.square(x) * -0.5) * DENSITY_AT_0
         return (dout[0] * (out[1] + x * density),)

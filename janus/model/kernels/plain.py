@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
+ROOT_HALF = 2**-0.5  # a graph would compute it in float32
+
 MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
 
@@ -71,7 +73,7 @@ class Gelu(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """The shape of x."""
-        return x * (ops.erf(x * 2**-0.5) + 1.0) * 0.5
+        return x * (ops.erf(x * ROOT_HALF) + 1.0) * 0.5
 
 
 class Rotary(nn.Cell):
