@@ -20,11 +20,7 @@ from janus.model.janus import Janus, place_images
 from janus.model.kernels import body
 from janus.model.kernels.plain import MASKED
 from janus.model.layers import join_heads, split_heads
-<<<<<<< HEAD
-from janus.model.llama import MASKED, Angles, Layer
-=======
 from janus.model.llama import Angles, Layer
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
 
 
 class CachedLlama(nn.Cell):
@@ -33,63 +29,22 @@ class CachedLlama(nn.Cell):
     def __init__(self, model: Janus, task: str, rows: int, slots: int) -> None:
         super().__init__(auto_prefix=False)
         config = model.config.text
-<<<<<<< HEAD
         self.llama, self.rows, self.slots, self.heads = model.language_model, rows, slots, config.num_heads
-=======
-        self.task, self.rows, self.slots, self.heads = task, rows, slots, config.num_heads
-        self.llama = model.language_model
         self.attention = body().Attention(config.head_size, masked=True)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         self.head = model.generation_head if task == "t2i" else model.lm_head
         shape = (rows * config.num_heads * slots, config.head_size)
         self.keys = ParameterTuple([_zeros(f"key_cache.{i}", shape) for i in range(config.num_layers)])
         self.values = ParameterTuple([_zeros(f"value_cache.{i}", shape) for i in range(config.num_layers)])
         self.first_slot_BH = Tensor(np.arange(rows * config.num_heads, dtype=np.int32) * slots)
 
-<<<<<<< HEAD
     def construct(
         self, x_PD: Tensor, position_ids_P: Tensor, slots_R: Tensor, mask: Tensor, prompt: bool
-=======
-    def prefill(self, input_ids_P: Tensor, state_rows_B: Tensor, *images: Tensor) -> Tensor:
-        """Fill the cache with the prompts; logits (B, V), float32, of the states at `state_rows_B`.
-
-        images: for vqa `image_index_P` (0 = text; else 1 + index into the flattened image embeddings) and
-        `pixels_IHWC`.
-        """
-        length = input_ids_P.shape[0] // self.rows
-        embeds_PD = self.llama.embed_tokens(input_ids_P)
-        if self.task == "vqa":
-            embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
-        positions_S = ops.arange(length).astype("int32")
-        angles = self.llama.angles(ops.tile(positions_S, (self.rows,)), embeds_PD.dtype)
-        slots_R = (self.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
-        hidden_SS = (positions_S.reshape(-1, 1) < positions_S.reshape(1, -1)).astype("float32") * MASKED
-        mask_BHSS = ops.tile(hidden_SS.reshape(1, 1, length, length), (self.rows, self.heads, 1, 1))
-        hidden_PD = self._layers(embeds_PD, angles, slots_R, mask_BHSS, True)
-        return self._logits(ops.gather(hidden_PD, state_rows_B, 0))
-
-    def step(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
-        """Take in the token of each row that stands at `positions_B`; logits (B, V), float32, of the next."""
-        if self.task == "t2i":
-            embeds_BD = self.gen_aligner(self.gen_embed(tokens_B))
-        else:
-            embeds_BD = self.llama.embed_tokens(tokens_B)
-        positions_B1 = positions_B.reshape(-1, 1)
-        slots_R = self.first_slot_BH + ops.tile(positions_B1, (1, self.heads)).reshape(-1)
-        hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
-        angles = self.llama.angles(positions_B, embeds_BD.dtype)
-        mask_BH1C = ops.tile(hidden_BC.reshape(self.rows, 1, 1, self.slots), (1, self.heads, 1, 1))
-        return self._logits(self._layers(embeds_BD, angles, slots_R, mask_BH1C, False))
-
-    def _layers(
-        self, hidden_PD: Tensor, angles: Angles, slots_R: Tensor, mask: Tensor, prompt: bool
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
     ) -> Tensor:
         """States (P, D) before the final norm; keys and values go to `slots_R` of the cache.
 
         prompt: the tokens see each other; else each sees its row of the cache, itself included.
         """
-        angles = self.llama.angles(position_ids_P)
+        angles = self.llama.angles(position_ids_P, x_PD.dtype)
         for i in range(len(self.keys)):
             x_PD = self._layer(i, x_PD, angles, slots_R, mask, prompt)
         return x_PD
@@ -98,16 +53,9 @@ class CachedLlama(nn.Cell):
         self, i: int, x_PD: Tensor, angles: Angles, slots_R: Tensor, mask: Tensor, prompt: bool
     ) -> Tensor:
         layer: Layer = self.llama.layers[i]
-<<<<<<< HEAD
         attention = layer.self_attn
         q_PD, k_PD, v_PD = attention.qkv(layer.input_layernorm(x_PD), angles)
         k_BHSK, v_BHSK = split_heads(k_PD, self.rows, self.heads), split_heads(v_PD, self.rows, self.heads)
-=======
-        attention, normed_PD = layer.self_attn, layer.input_layernorm(x_PD)
-        q_PD, k_PD, v_PD = attention.projected(normed_PD, angles)
-        k_BHSK = split_heads(k_PD, self.rows, self.heads)
-        v_BHSK = split_heads(v_PD, self.rows, self.heads)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         keys = ops.scatter_update(self.keys[i], slots_R, k_BHSK.reshape(-1, k_BHSK.shape[-1]))
         values = ops.scatter_update(self.values[i], slots_R, v_BHSK.reshape(-1, v_BHSK.shape[-1]))
         if prompt:  # a write whose result nobody reads is left out of the graph
@@ -115,14 +63,8 @@ class CachedLlama(nn.Cell):
         else:
             grid_BHCK = (self.rows, self.heads, self.slots, -1)
             k_BHSK, v_BHSK = keys.reshape(grid_BHCK), values.reshape(grid_BHCK)
-<<<<<<< HEAD
-        mixed_BHSK = attention.core(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)[0]
+        mixed_BHSK = self.attention(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)
         return layer.finish(x_PD, attention.o_proj(join_heads(mixed_BHSK)))
-=======
-        mixed = self.attention(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)
-        x_PD = x_PD + attention.o_proj(join_heads(mixed))
-        return x_PD + layer.mlp(layer.post_attention_layernorm(x_PD))
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
 
     def logits(self, states_BD: Tensor) -> Tensor:
         """(B, V), float32."""
@@ -154,7 +96,8 @@ class Prefill(nn.Cell):
             embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
         positions_S = ops.arange(length).astype("int32")
         slots_R = (self.cached.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
-        mask_BHSS = self.llama.mask(ops.ones((rows, length), embeds_PD.dtype))
+        hidden_SS = (positions_S.reshape(-1, 1) < positions_S.reshape(1, -1)).astype("float32") * MASKED
+        mask_BHSS = ops.tile(hidden_SS.reshape(1, 1, length, length), (rows, self.cached.heads, 1, 1))
         hidden_PD = self.cached(embeds_PD, ops.tile(positions_S, (rows,)), slots_R, mask_BHSS, True)
         return self.cached.logits(ops.gather(hidden_PD, state_rows_B, 0))
 

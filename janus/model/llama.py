@@ -20,22 +20,8 @@ from janus.model.weights import Weights
 Angles = tuple[Tensor, Tensor, Tensor, Tensor]
 """cos and sin of each token's angles; and both times 1/√K, for the query."""
 
-<<<<<<< HEAD
-
-Angles = tuple[Tensor, Tensor, Tensor, Tensor]
-"""cos and sin of each token's angles for every head, (P, D); and both scaled by 1/√K, for the query."""
-
-Places = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""What every layer's attention shares, as large as it is used. A plain tuple: graphs do not take named ones.
-
-The four `Angles`.
-mask_BHSS: added to the scores. grid_BHS: for each head of a slot, its row among the (P·H) flat heads.
-flat_PH: for each head of a token, its row among the (B·H·S) of the grid.
-"""
-=======
 Places = tuple[Tensor, ...]
 """What tells tokens that see each other from others, as `SegmentAttention.places` of the kernels gives it."""
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
 
 
 class Attention(nn.Cell):
@@ -53,31 +39,14 @@ class Attention(nn.Cell):
 
     def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
         """(P, D): what each token takes from those it sees."""
-<<<<<<< HEAD
-        mask_BHSS, grid_BHS, flat_PH = places[4:]
-        q_PD, k_PD, v_PD = self.qkv(x_PD, places[:4])
-        q_BHSK = self.move(q_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
-        k_BHSK = self.move(k_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
-        v_BHSK = self.move(v_PD.reshape(self.heads_shape), grid_BHS, flat_PH)
-        out_BHSK = self.core(q_BHSK, k_BHSK, v_BHSK, mask_BHSS)[0]
-        out_PHK = self.move(out_BHSK, flat_PH, grid_BHS)
-        return self.o_proj(out_PHK.reshape(x_PD.shape))
-=======
-        q_PD, k_PD, v_PD = self.projected(x_PD, angles)
+        q_PD, k_PD, v_PD = self.qkv(x_PD, angles)
         return self.o_proj(self.attention(q_PD, k_PD, v_PD, places))
 
-    def projected(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (turned and scaled), keys (turned) and values, each (P, D)."""
         cos, sin, query_cos, query_sin = angles
         q_PD = self.rotary(self.q_proj(x_PD), query_cos, query_sin)
         return q_PD, self.rotary(self.k_proj(x_PD), cos, sin), self.v_proj(x_PD)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
-
-    def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (scaled), key and value of each token, (P, D); the first two turned by its angles."""
-        cos_PD, sin_PD, query_cos_PD, query_sin_PD = angles
-        q_PD = self.rotate(self.q_proj(x_PD), query_cos_PD, query_sin_PD)
-        return q_PD, self.rotate(self.k_proj(x_PD), cos_PD, sin_PD), self.v_proj(x_PD)
 
 
 class Mlp(nn.Cell):
@@ -109,15 +78,11 @@ class Layer(nn.Cell):
 
     def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
         """(P, D) with attention and MLP added."""
-<<<<<<< HEAD
-        return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), places))
+        return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), angles, places))
 
     def finish(self, x_PD: Tensor, attended_PD: Tensor) -> Tensor:
         """(P, D): what attention gave is added, then the MLP's output."""
         x_PD = x_PD + attended_PD
-=======
-        x_PD = x_PD + self.self_attn(self.input_layernorm(x_PD), angles, places)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         return x_PD + self.mlp(self.post_attention_layernorm(x_PD))
 
 
@@ -146,47 +111,16 @@ class Llama(nn.Cell):
         token_of_BS: the flat token in each slot. slot_of_P: each token's slot, in 0 … B·S − 1. What stands
         for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
         """
-<<<<<<< HEAD
-        angles = tuple([angle.astype(embeds_PD.dtype) for angle in self.angles(position_ids_P)])
-        places = (*angles, self.mask(segment_ids_BS), *self.head_rows(token_of_BS, slot_of_P))
-=======
         angles = self.angles(position_ids_P, embeds_PD.dtype)
         places = self.layers[0].self_attn.attention.places(token_of_BS, slot_of_P, segment_ids_BS)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
         hidden_PD = embeds_PD
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, angles, places)
         return self.norm(hidden_PD)
 
-<<<<<<< HEAD
-    def angles(self, position_ids_P: Tensor) -> Angles:
-        """The rotary angles of every token, float32."""
-        angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
-        cos_PD = ops.tile(ops.cos(angles_PK), (1, self.heads))
-        sin_PD = ops.tile(ops.sin(angles_PK), (1, self.heads))
-        return cos_PD, sin_PD, cos_PD * self.scale, sin_PD * self.scale
-
-    def head_rows(self, token_of_BS: Tensor, slot_of_P: Tensor) -> tuple[Tensor, Tensor]:
-        """`grid_BHS` and `flat_PH` of `Places`."""
-        rows, length = token_of_BS.shape
-        heads_H = ops.arange(self.heads)
-        grid_BHS = token_of_BS.reshape(rows, 1, length) * self.heads + heads_H.reshape(1, -1, 1)
-        row_P1, slot_P1 = (slot_of_P // length).reshape(-1, 1), (slot_of_P % length).reshape(-1, 1)
-        return grid_BHS, (row_P1 * self.heads + heads_H) * length + slot_P1
-
-    def mask(self, segment_ids_BS: Tensor) -> Tensor:
-        """What is added to the scores, (B, H, S, S): 0 where seen, MASKED elsewhere."""
-        rows, length = segment_ids_BS.shape
-        same = segment_ids_BS.reshape(rows, 1, length, 1) == segment_ids_BS.reshape(rows, 1, 1, length)
-        order = ops.arange(length)
-        causal = order.reshape(1, 1, length, 1) >= order.reshape(1, 1, 1, length)
-        seen = ops.logical_and(same, causal)
-        return ops.tile((1.0 - seen.astype("float32")) * MASKED, (1, self.heads, 1, 1))
-=======
     def angles(self, position_ids_P: Tensor, dtype: Any) -> Angles:
         """Of each token, for every layer."""
         rotary = self.layers[0].self_attn.rotary
         cos, sin = rotary.angles(position_ids_P, 1.0)
         query_cos, query_sin = rotary.angles(position_ids_P, self.scale)
         return cos.astype(dtype), sin.astype(dtype), query_cos.astype(dtype), query_sin.astype(dtype)
->>>>>>> 8fdb95e (Kernels: plain.py says what is computed, cpu.py computes it fast, one switch picks by device)
