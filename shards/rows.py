@@ -1,16 +1,15 @@
 """Rows in bulk, as the bytes that a shard holds, and their content hash.
 
-Arrow's own scalars cost about as much per value as a whole row costs here, and they trust the offsets they
-find. So where the fields of many rows lie is computed from the offsets at once, and each field is a slice of
-a memoryview, which clips at the end of the buffer: a damaged shard gives wrong bytes (which the hash tells),
-never a read outside the file.
+One Arrow scalar costs as much as a whole row here, and it trusts the offsets it finds. So the places of all
+fields are computed from the offsets at once, and each field is a slice of a memoryview, which clips at the
+end of the buffer: a damaged shard gives wrong bytes, which the hash tells, never a read outside the file.
 """
 
 # Shapes: R rows of a block, N rows of all batches, F fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -54,6 +53,8 @@ class RowBytes:
         """
         lengths = np.ascontiguousarray(self.lengths_RF).view(f"V{8 * len(FIELDS)}")[:, 0].tolist()
         small = map(b"".join, zip(lengths, *self.columns[:-1], strict=True))
+        if not any(map(len, self.columns[-1])):
+            return list(map(xxhash.xxh3_64_intdigest, small))
         return list(map(_hash, small, self.columns[-1]))
 
     def block(self) -> RowBlock:
@@ -63,30 +64,32 @@ class RowBytes:
             tasks=self._texts("task"),
             splits=self._texts("split"),
             lengths_R=self._lengths("input_ids") // 4,
-            ids_K=self._numbers("input_ids"),
+            ids_K=self._numbers("input_ids", np.int32),
             spans_R=self._lengths("span_starts") // 4,
-            starts_L=self._numbers("span_starts"),
-            ends_L=self._numbers("span_ends"),
-            images=self._arrays("image", np.uint8),
-            image_tokens=self._arrays("image_tokens", np.uint16),
+            starts_L=self._numbers("span_starts", np.int32),
+            ends_L=self._numbers("span_ends", np.int32),
+            codes_R=self._lengths("image_tokens") // 2,
+            codes=self._numbers("image_tokens", np.uint16),
+            images=[
+                np.frombuffer(image, np.uint8) if length >= 0 else None
+                for image, length in zip(self.columns[-1], self._lengths("image").tolist(), strict=True)
+            ],
         )
 
     def sample(self, i: int, image_size: int) -> Sample:
         """Row i with its texts. A damaged row may raise anything."""
         row = {name: self.columns[place][i] for name, place in _PLACE.items()}
-        texts: dict[str, Any] = {name: str(row[name], "utf-8") for name in TEXT_FIELDS}
-        if self._lengths("image_sha256")[i] < 0:
-            texts["image_sha256"] = None
+        nulls = {name for name, place in _PLACE.items() if self.lengths_RF[i, place] < 0}
         turns = [_split(row[f"history_{side}_lengths"], row[f"history_{side}"]) for side in _SIDES]
         starts, ends = (np.frombuffer(row[name], np.int32) for name in ("span_starts", "span_ends"))
-        image = self._array(i, "image", np.uint8)
+        image, codes = np.frombuffer(row["image"], np.uint8), np.frombuffer(row["image_tokens"], np.uint16)
         return Sample(
-            **texts,
+            **{name: None if name in nulls else str(row[name], "utf-8") for name in TEXT_FIELDS},  # type: ignore[arg-type]
             history=tuple(zip(*turns, strict=True)),
             input_ids=np.frombuffer(row["input_ids"], np.int32),
             supervised=np.stack([starts, ends], 1),
-            image=None if image is None else image.reshape(image_size, image_size, 3),
-            image_tokens=self._array(i, "image_tokens", np.uint16),
+            image=None if "image" in nulls else image.reshape(image_size, image_size, 3),
+            image_tokens=None if "image_tokens" in nulls else codes,
         )
 
     def _lengths(self, name: str) -> np.ndarray:
@@ -95,25 +98,12 @@ class RowBytes:
     def _texts(self, name: str) -> list[str]:
         return [str(field, "utf-8") for field in self.columns[_PLACE[name]]]
 
-    def _numbers(self, name: str) -> np.ndarray:
-        return np.frombuffer(b"".join(self.columns[_PLACE[name]]), np.int32)
-
-    def _arrays(self, name: str, kind: type[np.generic]) -> list[np.ndarray | None]:
-        lengths = self._lengths(name)
-        if (lengths < 0).all():
-            return [None] * len(lengths)
-        pairs = zip(self.columns[_PLACE[name]], lengths.tolist(), strict=True)
-        return [np.frombuffer(field, kind) if length >= 0 else None for field, length in pairs]
-
-    def _array(self, i: int, name: str, kind: type[np.generic]) -> np.ndarray | None:
-        place = _PLACE[name]
-        return None if self.lengths_RF[i, place] < 0 else np.frombuffer(self.columns[place][i], kind)
+    def _numbers(self, name: str, kind: type[np.generic]) -> np.ndarray:
+        return np.frombuffer(b"".join(self.columns[_PLACE[name]]), kind)
 
 
 def _hash(small: bytes, image: Any) -> int:
     """small: the lengths and all fields but the image, joined."""
-    if not image:
-        return xxhash.xxh3_64_intdigest(small)
     digest = xxhash.xxh3_64(small)
     digest.update(image)
     return digest.intdigest()
@@ -138,8 +128,7 @@ class ArrowRows:
     def rows(self, indices_R: np.ndarray) -> RowBytes:
         """The rows of these indices (int64), unchecked."""
         data, starts_NF, lengths_NF = self._layout
-        starts_RF = np.take(starts_NF, indices_R, axis=0)
-        lengths_RF = np.take(lengths_NF, indices_R, axis=0).astype(np.int64)
+        starts_RF, lengths_RF = starts_NF[indices_R], lengths_NF[indices_R].astype(np.int64)
         ends_RF = starts_RF + np.maximum(lengths_RF, 0)
         parts = (np.searchsorted(self._firsts, indices_R, "right") - 1).tolist()
         columns: list[Sequence[Any]] = [[b""] * len(parts)] * len(FIELDS)
@@ -163,12 +152,12 @@ class ArrowRows:
     @property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each row, int32."""
-        return self._gather(lambda batch: np.frombuffer(_fixed(batch["num_tokens"]), np.int32, len(batch)))
+        return np.concatenate([np.frombuffer(_fixed(p["num_tokens"]), np.int32, len(p)) for p in self.parts])
 
     @property
     def supervised_tokens(self) -> np.ndarray:
         """Supervised tokens of each row, int32."""
-        return self._gather(_supervised_tokens)
+        return np.concatenate([_supervised_tokens(part) for part in self.parts])
 
     @property
     def row_bytes(self) -> np.ndarray:
@@ -178,7 +167,7 @@ class ArrowRows:
 
     @cached_property
     def _stored_N(self) -> np.ndarray:
-        return self._gather(lambda batch: np.frombuffer(_fixed(batch["xxh3"]), np.uint64))
+        return np.concatenate([np.frombuffer(_fixed(part["xxh3"]), np.uint64) for part in self.parts])
 
     @cached_property
     def _layout(self) -> tuple[list[tuple[memoryview, ...]], np.ndarray, np.ndarray]:
@@ -186,12 +175,8 @@ class ArrowRows:
 
         228 bytes a row; no content is touched.
         """
-        layouts = [_layout(batch) for batch in self.parts]
-        buffers, starts, lengths = zip(*layouts, strict=True)
+        buffers, starts, lengths = zip(*map(_layout, self.parts), strict=True)
         return list(zip(*buffers, strict=True)), np.concatenate(starts), np.concatenate(lengths)
-
-    def _gather(self, get: Callable[[pa.RecordBatch], np.ndarray]) -> np.ndarray:
-        return np.concatenate([get(batch) for batch in self.parts])
 
 
 def row_hashes(rows: pa.RecordBatch | pa.Table) -> np.ndarray:
@@ -217,30 +202,28 @@ def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
 
 def _layout(batch: pa.RecordBatch) -> tuple[list[memoryview], np.ndarray, np.ndarray]:
     """Per field the bytes that hold its rows; starts, int64 (R, F); lengths, int32 (R, F), −1 for null."""
-    columns = {name: _texts(batch.column(name)) for name in (*TEXT_FIELDS, "image")}
-    turns, *sides = _list_of_pairs(batch.column("history"))
+    columns = {name: _texts(batch[name]) for name in (*TEXT_FIELDS, "image")}
+    turns, *sides = _list_of_pairs(batch["history"])
     for side, texts in zip(_SIDES, sides, strict=True):
         offsets, data = _texts(texts)
         lengths = np.diff(offsets).astype(np.int32).tobytes()
         columns[f"history_{side}_lengths"] = 4 * turns, memoryview(lengths)
         columns[f"history_{side}"] = np.take(offsets, turns, mode="clip"), data
-    ids, values = _list(batch.column("input_ids"))
-    columns["input_ids"] = 4 * ids, _fixed(values)
-    spans, starts, ends = _list_of_pairs(batch.column("supervised"))
+    for name, width in (("input_ids", 4), ("image_tokens", 2)):
+        columns[name] = width * _list_offsets(batch[name]), _fixed(batch[name].values)
+    spans, starts, ends = _list_of_pairs(batch["supervised"])
     columns["span_starts"], columns["span_ends"] = (4 * spans, _fixed(starts)), (4 * spans, _fixed(ends))
-    columns["num_tokens"] = 4 * np.arange(len(batch) + 1), _fixed(batch.column("num_tokens"))
-    codes, values = _list(batch.column("image_tokens"))
-    columns["image_tokens"] = 2 * codes, _fixed(values)
+    columns["num_tokens"] = 4 * np.arange(len(batch) + 1), _fixed(batch["num_tokens"])
     offsets_FN = [columns[name][0] for name in FIELDS]
     starts_RF = np.stack([offsets[:-1] for offsets in offsets_FN], 1)
     lengths_RF = np.stack([np.diff(offsets) for offsets in offsets_FN], 1).astype(np.int32)
     for name in ("image_sha256", "image_tokens", "image"):
-        lengths_RF[_nulls(batch.column(name)), _PLACE[name]] = -1
+        lengths_RF[_nulls(batch[name]), _PLACE[name]] = -1
     return [columns[name][1] for name in FIELDS], starts_RF, lengths_RF
 
 
 def _supervised_tokens(batch: pa.RecordBatch) -> np.ndarray:
-    spans, starts, ends = _list_of_pairs(batch.column("supervised"))
+    spans, starts, ends = _list_of_pairs(batch["supervised"])
     lengths = np.frombuffer(_fixed(ends), np.int32) - np.frombuffer(_fixed(starts), np.int32)
     return np.diff(np.append(0, np.cumsum(lengths))[spans]).astype(np.int32)
 
@@ -252,15 +235,13 @@ def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
     return _offsets(column, offsets, width), _bytes(data)
 
 
-def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
-    """Offsets and values of a list column."""
-    return _offsets(column, column.buffers()[1], np.int32), column.values
+def _list_offsets(column: pa.ListArray) -> np.ndarray:
+    return _offsets(column, column.buffers()[1], np.int32)
 
 
 def _list_of_pairs(column: pa.ListArray) -> tuple[np.ndarray, pa.Array, pa.Array]:
     """Offsets and the two child columns of a list of two-field structs."""
-    offsets, values = _list(column)
-    return offsets, values.field(0), values.field(1)
+    return _list_offsets(column), column.values.field(0), column.values.field(1)
 
 
 def _offsets(column: pa.Array, buffer: pa.Buffer | None, width: type[np.generic]) -> np.ndarray:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -85,11 +84,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """What micro-batches are made of: R rows, their numbers joined, their images and codes each apart.
+    """What micro-batches are made of: R rows, their numbers joined.
 
-    lengths_R, spans_R: tokens and spans of each row, int64. ids_K: all input ids, int32. starts_L, ends_L:
-    all spans of target positions, half-open, counted within their row, int32. images: pixels, uint8.
-    image_tokens: uint16. Both None where a row has none.
+    lengths_R, spans_R, codes_R: tokens, spans and image tokens of each row, int64; codes_R is −1 where there
+    are none. ids_K: int32. starts_L, ends_L: half-open spans of target positions within their row, int32.
+    codes: all image tokens, uint16. images: pixels, uint8, None where a row has none.
     """
 
     sample_ids: list[str]
@@ -100,13 +99,15 @@ class RowBlock:
     spans_R: np.ndarray
     starts_L: np.ndarray
     ends_L: np.ndarray
+    codes_R: np.ndarray
+    codes: np.ndarray
     images: Sequence[np.ndarray | None]
-    image_tokens: Sequence[np.ndarray | None]
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> RowBlock:
         """The samples, at least one, as a block."""
         starts_L, ends_L = np.concatenate([sample.supervised for sample in samples]).T
+        codes = [sample.image_tokens for sample in samples]
         return cls(
             sample_ids=[sample.sample_id for sample in samples],
             tasks=[sample.task for sample in samples],
@@ -116,14 +117,10 @@ class RowBlock:
             spans_R=np.array([len(sample.supervised) for sample in samples]),
             starts_L=starts_L,
             ends_L=ends_L,
+            codes_R=np.array([-1 if own is None else own.size for own in codes]),
+            codes=np.concatenate([np.empty(0, np.uint16), *(own for own in codes if own is not None)]),
             images=[sample.image for sample in samples],
-            image_tokens=[sample.image_tokens for sample in samples],
         )
 
     def __len__(self) -> int:
         return len(self.lengths_R)
-
-    @cached_property
-    def codes(self) -> np.ndarray:
-        """The image tokens of all rows that have some, joined, uint16."""
-        return np.concatenate([codes for codes in self.image_tokens if codes is not None])

@@ -26,7 +26,7 @@ from trainer.stream.plan import Plan, by_hash, deal, null_prompt, random_words, 
 from trainer.stream.shapes import BatchShape, ImageShape, in_micro_batches, shape_for
 
 BLOCKS_AHEAD = 2
-BLOCK_TOKENS = 1 << 16
+BLOCK_TOKENS = 1 << 17
 """Small steps are made so many tokens at a time, so that numpy's calls are shared by many samples. Steps with
 images are made one by one: their pixels weigh more than all else."""
 
