@@ -1,9 +1,8 @@
 """Whether a folder of shards is as its manifest says: checked in full, checked where it changed, sealed.
 
-A full check hashes every file and every row. What passed is noted in a *stamp* with each file's size and
-times, so that the next start hashes only files that have changed since. A change that leaves size and times
-alone is found when the row is read. The stamp lies beside the manifest; where that folder cannot be written
-to, in the user's cache.
+A full check hashes every file and every row, then writes a *stamp* with each file's size and times: the next
+start hashes only files that have changed since. A change that leaves those alone is found when the row is
+read. The stamp is in the shards' folder or, where that cannot be written to, in the user's cache.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -46,14 +45,14 @@ from shards.write import write_shards
 
 STAMP = ".checked.json"
 SHOWN_BYTES = 1 << 30
-"""A check of fewer bytes is over before anybody wonders."""
+"""Checks of fewer bytes show no progress."""
 
 _Facts = list[int]
 """Size, time of the last change of content and of the file itself, in ns."""
 
 
 def open_verified(folder: Path) -> ShardSet:
-    """Open shards all of which have passed a full check since they last changed; check those that have not.
+    """Open shards, after a full check of those that have changed since their last one.
 
     Raises UserError naming what differs from the manifest.
     """
@@ -67,35 +66,29 @@ def open_verified(folder: Path) -> ShardSet:
 
 
 def verify_folder(folder: Path, workers: int = 2, stamped: Mapping[str, _Facts] | None = None) -> list[str]:
-    """Hash every file and every row again: one line for each that differs, none if all is as written.
+    """Hash every file and every row again: one line for each that differs from the manifest.
 
-    stamped: files that are passed over if they still look like this. Writes the stamp if nothing differs.
-    Raises UserError only if there is no readable manifest to compare with.
+    stamped: files that are skipped if they still look like this. Writes the stamp if nothing differs.
+    Raises UserError only if there is no readable manifest.
     """
     manifest = load_manifest(folder)
     problems = folder_problems(folder, manifest)
     named = {problem.partition(":")[0] for problem in problems}
     facts = {e.path: _facts(folder / e.path) for e in manifest.shards if e.path not in named}
     changed = [e for e in manifest.shards if e.path in facts and facts[e.path] != (stamped or {}).get(e.path)]
-    problems += _differences(folder, changed, workers)
+    shown = sum(entry.bytes for entry in changed) >= SHOWN_BYTES
+    bar = track("checking shards", len(changed), "files") if shown else nullcontext(int)
+    with ThreadPoolExecutor(workers) as pool, bar as advance:  # hashing lets other threads run
+        for found in pool.map(lambda entry: _shard_problems(folder, entry), changed):
+            problems += found
+            advance()
     if changed and not problems:
         _write_stamp(folder, facts)
     return problems
 
 
-def _differences(folder: Path, entries: Sequence[ShardEntry], workers: int) -> list[str]:
-    """What differs in these shards, all of the right size."""
-    total, problems = sum(entry.bytes for entry in entries), []
-    shown = track("checking shards", len(entries), "files") if total >= SHOWN_BYTES else nullcontext(int)
-    with ThreadPoolExecutor(workers) as pool, shown as advance:  # hashing lets other threads run
-        for found in pool.map(lambda entry: _shard_problems(folder, entry), entries):
-            problems += found
-            advance()
-    return problems
-
-
 def _shard_problems(folder: Path, entry: ShardEntry) -> list[str]:
-    """The file's hash first, then the rows it lies in."""
+    """What differs in a shard of the right size: the file's hash, then the rows."""
     problems = []
     if hash_file(folder / entry.path) != entry.sha256:
         problems.append(f"{entry.path}: sha256 differs from the manifest")
@@ -136,14 +129,13 @@ def _row_problem(rows: Rows, index: int, entry: ShardEntry) -> str | None:
 
 
 def _facts(path: Path) -> _Facts:
-    # The inode's own time moves when a file is copied or put in place with an older time of content.
-    status = path.stat()
+    status = path.stat()  # the inode's time moves even if a copy keeps the time of the content
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _stamped(folder: Path) -> Mapping[str, _Facts]:
-    """What the files were like that passed a full check against the manifest as it is now."""
-    for path in (folder / STAMP, _cached_stamp(folder)):
+    """The files that have passed a full check against the present manifest."""
+    for path in _stamps(folder):
         with suppress(OSError, ValueError, TypeError, KeyError):
             content = json.loads(path.read_bytes())
             if content["manifest"] == hash_file(folder / MANIFEST):
@@ -153,25 +145,25 @@ def _stamped(folder: Path) -> Mapping[str, _Facts]:
 
 def _write_stamp(folder: Path, facts: Mapping[str, _Facts]) -> None:
     text = json.dumps({"manifest": hash_file(folder / MANIFEST), "files": facts}, indent=1)
-    for path in (folder / STAMP, _cached_stamp(folder)):
+    for path in _stamps(folder):
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
             return
 
 
-def _cached_stamp(folder: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def _stamps(folder: Path) -> tuple[Path, Path]:
+    """Where a stamp may be."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return Path(base) / "janus-tune" / "shards" / f"{name}.json"
+    return folder / STAMP, cache / "janus-tune" / "shards" / f"{name}.json"
 
 
 def seal(folder: Path) -> list[str]:
-    """Accept shards as found: write a manifest for them that records date and differences, which it returns.
+    """Accept shards as found: write a manifest that records date and differences, which are returned.
 
-    Changed shards are written again, so that each row's xxh3 fits its content; texts and ids are taken as
-    they are. Files may have been added or removed. Nothing is written if nothing differs. Raises UserError
-    naming a shard whose rows contradict themselves, their folder or the schema.
+    Changed shards are written again, with the hash of each row's present content. Files may have been added
+    or removed. Raises UserError naming a shard whose rows contradict themselves, their folder or the schema.
     """
     manifest, differences = load_manifest(folder), verify_folder(folder)
     if not differences:
@@ -183,9 +175,8 @@ def seal(folder: Path) -> list[str]:
     entries = [whole.get(path) or _rewrite(folder, path, manifest) for path in shard_files(folder)]
     if not entries:
         raise UserError(f"{folder}: holds no shards; build them again")
-    preprocessing = {
-        name: value for name, value in manifest.preprocessing.items() if name != "pictures_sha256"
-    }
+    preprocessing = dict(manifest.preprocessing)
+    preprocessing.pop("pictures_sha256", None)
     if (folder / PICTURES).is_file():
         preprocessing["pictures_sha256"] = hash_file(folder / PICTURES)
     record = {"date": date.today().isoformat(), "differences": differences}
@@ -202,7 +193,7 @@ def seal(folder: Path) -> list[str]:
 
 
 def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
-    """Write a shard's rows again, with their hashes; gives its entry."""
+    """Write a shard's rows again, with new hashes; returns its entry."""
     path, match = folder / name, SHARD_PATH.fullmatch(name)
     if match is None or path.suffix != ".arrow" or manifest.format != "arrow":
         raise UserError(f"{path}: only Arrow shards named as `pipelines` names them can be sealed; remove it")
@@ -227,7 +218,7 @@ def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
 def _counts(
     folder: Path, entries: Iterable[ShardEntry], old: Mapping[str, SourceCounts]
 ) -> Mapping[str, SourceCounts]:
-    """Rows of each source as found; what had been rejected stays."""
+    """Rows of each source as found; rejected ones as before."""
     written: Counter[str] = Counter()
     for entry in entries:
         written.update(open_shard(folder, entry).column("source").to_pylist())

@@ -1,7 +1,7 @@
 """The manifest of a shard folder: what it holds, how it was made, and whether it is whole.
 
-`manifest.json` is written last, so a folder without one was never finished. It ends with a digest of
-itself: an edited manifest is told from the one that was written.
+`manifest.json` is written last, so a folder without one was never finished. It ends with a digest of itself,
+which shows whether it was edited.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read manifest.json as it stands; `problems` says whether it was edited.
+    """Read manifest.json; `folder_problems` says whether it was edited.
 
     Raises UserError if there is none, or it is not a manifest of this schema version.
     """
@@ -125,21 +125,18 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def folder_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """What of the folder differs from its manifest, one line each; of shards only names and sizes."""
+    """What differs from the manifest, one line each; of shards only names and sizes are compared."""
     problems = []
     if (folder / MANIFEST).read_bytes() != manifest.dumps().encode():
         problems.append(f"{MANIFEST}: was edited after it was written")
-    tokenizer = folder / TOKENIZER
-    if not tokenizer.is_file():
-        problems.append(f"{TOKENIZER}: missing")
-    elif hash_file(tokenizer) != manifest.tokenizer["sha256"]:
-        problems.append(f"{TOKENIZER}: sha256 differs from the manifest")
+    hashes = {TOKENIZER: manifest.tokenizer["sha256"]}
     if expected := manifest.preprocessing.get("pictures_sha256"):
-        pictures = folder / PICTURES
-        if not pictures.is_file():
-            problems.append(f"{PICTURES}: missing")
-        elif hash_file(pictures) != expected:
-            problems.append(f"{PICTURES}: sha256 differs from the manifest")
+        hashes[PICTURES] = expected
+    for name, sha256 in hashes.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name}: missing")
+        elif hash_file(folder / name) != sha256:
+            problems.append(f"{name}: sha256 differs from the manifest")
     for entry in manifest.shards:
         path = folder / entry.path
         if not path.is_file():
@@ -154,7 +151,7 @@ def folder_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def shard_files(folder: Path) -> list[str]:
-    """What has the name of a shard in the folder, sorted; paths relative to it."""
+    """The files that are named like shards, sorted; paths relative to the folder."""
     found = (path for suffix in SUFFIXES.values() for path in folder.rglob(f"*{suffix}"))
     return sorted(path.relative_to(folder).as_posix() for path in found)
 

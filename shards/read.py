@@ -37,7 +37,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, indices_R: np.ndarray) -> RowBytes:
-        """Any rows, unchecked. A damaged one may raise anything."""
+        """The rows of these indices, unchecked. A damaged one may raise anything."""
 
     def stored_hashes(self, indices_R: np.ndarray) -> list[int]: ...
 
@@ -84,7 +84,7 @@ class ShardSet:
 
 
 class TaskRows:
-    """Rows of one task and split, by index. Columns are read without touching other texts or images."""
+    """Rows of one task and split, by index. Columns are read without touching any other."""
 
     def __init__(self, shards: Mapping[Path, Rows], image_size: int) -> None:
         """shards: of one format, in order, by the path that errors name."""
@@ -105,7 +105,7 @@ class TaskRows:
         return self._checked(indices).block()
 
     def unchecked(self) -> Iterator[Sample]:
-        """Every sample in order, without its hash: no image is touched."""
+        """Every sample in order, its hash not checked, so that no image is read."""
         for start in range(0, len(self), CHUNK):
             rows = self._rows.rows(np.arange(start, min(start + CHUNK, len(self))))
             yield from (rows.sample(i, self._image_size) for i in range(len(rows.lengths_RF)))
@@ -127,20 +127,18 @@ class TaskRows:
 
     @cached_property
     def sample_ids(self) -> pa.ChunkedArray:
-        """Sample ids, string."""
         return self._column("sample_id")
 
     @cached_property
     def sources(self) -> pa.ChunkedArray:
-        """Source names, string."""
         return self._column("source")
 
     @cached_property
     def answers(self) -> pa.ChunkedArray:
-        """Answers, string."""
         return self._column("answer")
 
     def _column(self, name: str) -> pa.ChunkedArray:
+        """The texts of each row."""
         columns = self._each(name, lambda rows: rows.column(name))
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
@@ -168,7 +166,7 @@ class TaskRows:
         raise UserError(self._damage(indices))
 
     def _damage(self, indices: np.ndarray) -> str:
-        """Names the first of these rows that is damaged."""
+        """Which of these rows is the first damaged one, in words."""
         for index in indices.tolist():
             shard = bisect_right(self._starts, index) - 1
             path, row = list(self._shards)[shard], index - self._starts[shard]
@@ -179,7 +177,7 @@ class TaskRows:
 
 
 def row_problem(rows: Rows, index: int) -> str | None:
-    """What is damaged about a row, if anything, and of which sample it is."""
+    """What is wrong with a row, if anything, and the name of its sample."""
     try:
         row = rows.rows(np.array([index]))
         if row.hashes() == rows.stored_hashes(np.array([index])):

@@ -115,7 +115,7 @@ def _split(lengths: Any, data: Any) -> list[str]:
 
 
 class ArrowRows:
-    """The rows of record batches of SCHEMA or CONTENT_SCHEMA. Holds their buffers; nothing is copied."""
+    """The rows of record batches of SCHEMA or CONTENT_SCHEMA, nothing copied; see `read.Rows`."""
 
     def __init__(self, parts: Sequence[pa.RecordBatch]) -> None:
         """parts: batches whose columns have passed `schema_problem`."""
@@ -126,7 +126,6 @@ class ArrowRows:
         return self._firsts[-1]
 
     def rows(self, indices_R: np.ndarray) -> RowBytes:
-        """The rows of these indices (int64), unchecked."""
         data, starts_NF, lengths_NF = self._layout
         starts_RF, lengths_RF = starts_NF[indices_R], lengths_NF[indices_R].astype(np.int64)
         ends_RF = starts_RF + np.maximum(lengths_RF, 0)
@@ -139,7 +138,6 @@ class ArrowRows:
         return RowBytes(columns, lengths_RF)
 
     def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
-        """The xxh3 stored with each of these rows."""
         return self._stored_N[indices_R].tolist()
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -151,17 +149,14 @@ class ArrowRows:
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each row, int32."""
         return np.concatenate([np.frombuffer(_fixed(p["num_tokens"]), np.int32, len(p)) for p in self.parts])
 
     @property
     def supervised_tokens(self) -> np.ndarray:
-        """Supervised tokens of each row, int32."""
         return np.concatenate([_supervised_tokens(part) for part in self.parts])
 
     @property
     def row_bytes(self) -> np.ndarray:
-        """Bytes of text, ids and image of each row, int64."""
         content = [place for name, place in _PLACE.items() if name not in _DERIVED]
         return np.maximum(self._layout[2][:, content], 0).sum(1, dtype=np.int64)
 

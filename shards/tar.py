@@ -1,7 +1,7 @@
 """The same rows as tar files of the webdataset library: `<key>.json`, `.image.npy`, `.image_tokens.npy`.
 
-`wds.WebDataset(url).decode()` reads them too. Here they are read in any order: one pass over the tar
-headers finds each member's place, and its bytes are used where they lie in the memory-mapped file.
+`wds.WebDataset(url).decode()` reads them too. Here they are read in any order: one pass over the tar headers
+finds each member, whose bytes are views into the memory-mapped file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import mmap
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,7 +62,7 @@ class TarSink:
 
 
 class TarRows:
-    """The rows of tar shards, in any order; the members' bytes are views into the mapped files."""
+    """The rows of tar shards, in any order; see `read.Rows`."""
 
     def __init__(self, parts: Sequence[dict[str, memoryview]]) -> None:
         """parts: the members of each row by kind, as `read_members` finds them."""
@@ -72,44 +72,35 @@ class TarRows:
         return len(self.parts)
 
     def rows(self, indices_R: np.ndarray) -> RowBytes:
-        """The rows of these indices (int64), unchecked. A damaged one may raise anything."""
         return RowBytes.of([_fields(_json(self.parts[i]), self.parts[i]) for i in indices_R.tolist()])
 
     def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
-        """The xxh3 stored with each of these rows."""
         return [_json(self.parts[i])["xxh3"] for i in indices_R.tolist()]
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One text column."""
-        return pa.chunked_array([pa.array([row[name] for row in self._contents()], pa.string())])
+        return pa.chunked_array([pa.array([_json(row)[name] for row in self.parts], pa.string())])
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each row, int32."""
         return self._counts[:, 0]
 
     @property
     def supervised_tokens(self) -> np.ndarray:
-        """Supervised tokens of each row, int32."""
         return self._counts[:, 1]
 
     @property
     def row_bytes(self) -> np.ndarray:
-        """Bytes of each row's members, int64."""
         return np.array([sum(map(len, members.values())) for members in self.parts], np.int64)
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        spans = ((row["num_tokens"], row["supervised"]) for row in self._contents())
-        counts = [(tokens, sum(s["end"] - s["start"] for s in supervised)) for tokens, supervised in spans]
+        rows = map(_json, self.parts)
+        counts = [(r["num_tokens"], sum(s["end"] - s["start"] for s in r["supervised"])) for r in rows]
         return np.array(counts, np.int32).reshape(-1, 2)
-
-    def _contents(self) -> Iterable[dict[str, Any]]:
-        return map(_json, self.parts)
 
 
 def read_members(path: Path) -> list[dict[str, memoryview]]:
-    """Of each row of a tar shard its members by kind, in the order of the file.
+    """The members of each row of a tar shard by kind, in the order of the file.
 
     Raises UserError naming a member that our writer would not have written.
     """

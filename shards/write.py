@@ -1,18 +1,18 @@
 """Rows into shard files: the same rows give the same bytes, however they arrive in batches.
 
-Rows are gathered into batches of a fixed number, hashed, and cut into files by size. The next batch is
-made ready on a thread while one is written, so memory holds two or three. Write into a temporary folder,
-`write_manifest` last, then `publish` the whole.
+Rows are gathered into batches of a fixed number, hashed, and cut into files by size. A thread prepares the
+next batch while one is written, so memory holds two or three. Write into a temporary folder, `write_manifest`
+last, then `publish` it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from shards.tar import TarSink
 
 SHARD_BYTES = 256 << 20
 BATCH_ROWS = {"text": 1024, "vqa": 64, "t2i": 64}
-"""Rows of a record batch: 64 images are 28 MB, the most that is gathered at a time."""
+"""Rows of a record batch; 64 images are 28 MB."""
 BLOCK = 1 << 20
 """Smaller writes are gathered to this many bytes; larger ones pass without a copy."""
 
@@ -75,14 +75,10 @@ def publish(tmp: Path, out: Path) -> None:
 
 
 class _HashedFile(io.RawIOBase):
-    """A new file that knows its sha256 once closed: each block is hashed on a thread while it is written."""
+    """A new file that has its sha256 once closed: a thread hashes each block while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._file, self._digest, self._thread = path.open("wb"), hashlib.sha256(), ThreadPoolExecutor(1)
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+        self._file, self.digest, self._thread = path.open("wb"), hashlib.sha256(), ThreadPoolExecutor(1)
 
     def writable(self) -> bool:
         return True
@@ -91,41 +87,17 @@ class _HashedFile(io.RawIOBase):
         return self._file.tell()
 
     def write(self, block: Any) -> int:
-        hashed = self._thread.submit(self._digest.update, block)
+        hashed = self._thread.submit(self.digest.update, block)
         try:
             return self._file.write(block)
         finally:
-            hashed.result()  # the block is the caller's to change from here on
+            hashed.result()  # from here on the caller may change the block
 
     def close(self) -> None:
         if not self.closed:
             self._thread.shutdown()
             self._file.close()
         super().close()
-
-
-class _Sink(Protocol):
-    """An open shard file."""
-
-    def write(self, batch: pa.RecordBatch) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _ArrowSink:
-    """An uncompressed Arrow IPC file, whose buffers can be used where they lie."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._writer = pa.ipc.new_file(file, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None))
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-_SINKS: dict[str, Callable[[BinaryIO, Path], _Sink]] = {"arrow": _ArrowSink, "webdataset": TarSink}
 
 
 class _ShardFile:
@@ -137,11 +109,14 @@ class _ShardFile:
         (out / split).mkdir(parents=True, exist_ok=True)
         self._hashed = _HashedFile(out / self._path)
         self._file = io.BufferedWriter(self._hashed, BLOCK)
-        self._sink = _SINKS[format](self._file, out / self._path)
+        if format == "arrow":  # uncompressed, so that its buffers can be memory-mapped
+            options = pa.ipc.IpcWriteOptions(compression=None)
+            self._sink: Any = pa.ipc.new_file(self._file, SCHEMA, options=options)
+        else:
+            self._sink = TarSink(self._file, out / self._path)
         self._rows = self._tokens = self._supervised = self.bytes = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows of SCHEMA."""
         rows = ArrowRows([batch])
         self._sink.write(batch)
         self._rows += batch.num_rows
@@ -150,7 +125,6 @@ class _ShardFile:
         self.bytes += _content_bytes(batch)
 
     def close(self) -> ShardEntry:
-        """Finish the file."""
         self._sink.close()
         self._file.close()
         return ShardEntry(
@@ -161,7 +135,7 @@ class _ShardFile:
             tokens=self._tokens,
             supervised_tokens=self._supervised,
             bytes=(self._out / self._path).stat().st_size,
-            sha256=self._hashed.sha256,
+            sha256=self._hashed.digest.hexdigest(),
         )
 
 
@@ -170,7 +144,7 @@ def _content_bytes(batch: pa.RecordBatch) -> int:
 
 
 def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same batches, the next one made on a thread while the one before is used."""
+    """The same batches, each made on a thread while the one before is used."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
@@ -181,7 +155,7 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _checked(
     batches: Iterator[pa.RecordBatch], split: str, task: str, image_size: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of CONTENT_SCHEMA, found in order, with their hashes: rows of SCHEMA."""
+    """Checked rows of CONTENT_SCHEMA with their hashes: rows of SCHEMA."""
     for batch in batches:
         _check_rows(batch, split, task, image_size)
         hashes = pa.array(row_hashes(batch), pa.uint64())
@@ -191,8 +165,7 @@ def _checked(
 def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of exactly `rows` (the last may be shorter), in fresh buffers.
 
-    Fresh, because slices drag along offsets, bitmaps and bytes of their neighbours, which would make
-    the file depend on how the rows arrived.
+    Slices keep offsets, bitmaps and bytes of their neighbours; the file would depend on how rows arrive.
     """
     pieces: list[pa.RecordBatch] = []
     for batch in batches:
@@ -214,9 +187,9 @@ def _fresh(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _own(column: pa.Array) -> pa.Array:
-    """The column without anything of its neighbours; pictures stay where they lie, the most bytes by far."""
+    """The column copied without anything of its neighbours; pictures, most of the bytes, are not copied."""
     if pa.types.is_large_binary(column.type) and not column.null_count:
-        buffers = [None, *column.buffers()[1:]]  # a slice of these is written as if it stood alone
+        buffers = [None, *column.buffers()[1:]]  # of these only the slice is written
         return pa.Array.from_buffers(column.type, len(column), buffers, null_count=0, offset=column.offset)
     return column.take(pa.array(np.arange(len(column))))
 

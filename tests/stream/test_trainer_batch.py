@@ -114,21 +114,6 @@ def test_every_answer_of_a_conversation_is_supervised_with_its_eos() -> None:
     assert [sample.input_ids[state + 1] for state in states] == list(labels)
 
 
-def test_images_go_to_their_own_slots() -> None:
-    samples = [_sample("vqa", key, prompt="w1 " * key) for key in (1, 5, 3)]
-    batch, shape = _batch("vqa", samples, spare=1)
-    assert batch.pixels_IHWC.shape == (4, SIDE, SIDE, 3)
-    for image, (places, sample) in enumerate(zip(_places(samples), samples, strict=True)):
-        np.testing.assert_array_equal(batch.pixels_IHWC[image], sample.image)
-        index = batch.image_index_P[places]
-        assert index[index > 0].tolist() == [1 + image * TOKENS + slot for slot in range(TOKENS)]
-        ids = batch.input_ids_P[places][index > 0]
-        assert set(ids.tolist()) == {word_tokenizer().special.image_placeholder}
-    assert not batch.segment_ids_BS[3].any()
-    assert not batch.pixels_IHWC[3].any()
-    assert shape.images == 4
-
-
 def _places(samples: list[Sample]) -> list[slice]:
     """Where each sample stands on the token axis."""
     ends = np.cumsum([len(sample.input_ids) for sample in samples]).tolist()
@@ -141,28 +126,6 @@ def _samples(draw: st.DrawFn) -> tuple[str, list[Sample]]:
     words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
     sample = st.builds(_sample, st.just(task), st.integers(0, 99), words, words)
     return task, draw(st.lists(sample, min_size=1, max_size=8))
-
-
-@settings(max_examples=60, deadline=None)
-@given(_samples(), st.integers(0, 2))
-def test_several_samples_on_the_axis_are_each_whole_and_apart(
-    task_samples: tuple[str, list[Sample]], spare: int
-) -> None:
-    task, samples = task_samples
-    batch, shape = _batch(task, samples, spare)
-    assert batch.samples == len(samples)
-    assert batch.tokens == sum(len(sample.input_ids) for sample in samples)
-    for row, (places, sample) in enumerate(zip(_places(samples), samples, strict=True)):
-        length = len(sample.input_ids)
-        np.testing.assert_array_equal(batch.input_ids_P[places], sample.input_ids)
-        np.testing.assert_array_equal(batch.position_ids_P[places], np.arange(length))
-        # Attention finds it in a row of its own, from the first slot on, and nothing else there.
-        assert batch.segment_ids_BS[row].tolist() == [1 + row] * length + [0] * (shape.length - length)
-        np.testing.assert_array_equal(batch.input_ids_P[batch.token_of_BS[row, :length]], sample.input_ids)
-    assert not batch.segment_ids_BS[len(samples) :].any()
-    assert set(batch.input_ids_P[batch.tokens :].tolist()) == {word_tokenizer().special.pad}
-    assert not batch.image_index_P[batch.tokens :].any()
-    assert not batch.position_ids_P[batch.tokens :].any()
 
 
 def _plainly(task: str, samples: list[Sample], shape: BatchShape) -> dict[str, np.ndarray]:
@@ -250,33 +213,6 @@ def test_tokens_and_slots_point_at_each_other_and_padding_at_padding(
     assert segments[last_slot] == 0
     states = batch.state_rows_N[batch.labels_N != IGNORE]
     assert states.max() < batch.tokens
-
-
-@settings(max_examples=60, deadline=None)
-@given(_samples(), st.data())
-def test_targets_do_not_depend_on_how_samples_are_cut_into_calls(
-    task_samples: tuple[str, list[Sample]], data: st.DataObject
-) -> None:
-    task, samples = task_samples
-
-    def predictions(call: list[Sample]) -> list[tuple]:
-        """(token that predicts, its position in its sample, what it predicts), in order."""
-        batch, _ = _batch(task, call)
-        ids, positions = batch.input_ids_P, batch.position_ids_P
-        return [(ids[state], positions[state], label) for state, label in _targets(batch)]
-
-    alone = [pair for sample in samples for pair in predictions([sample])]
-    rows = data.draw(st.integers(1, len(samples)))
-    calls = [samples[start : start + rows] for start in range(0, len(samples), rows)]
-    assert [pair for call in calls for pair in predictions(call)] == predictions(samples) == alone
-    assert len(alone) == sum(np.diff(sample.supervised).sum() for sample in samples)
-
-
-def test_unused_states_are_ignored_and_point_at_the_first_token() -> None:
-    batch, shape = _batch("text", [_sample("text")])
-    unused = batch.labels_N == IGNORE
-    assert unused.sum() == shape.states - batch.supervised > 0
-    assert not batch.state_rows_N[unused].any()
 
 
 def test_shapes_are_the_smallest_that_fit_all() -> None:

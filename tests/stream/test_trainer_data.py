@@ -93,7 +93,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("task", "mode"), [("t2i", "graph"), ("vqa", "pynative"), ("text", "pynative"), ("t2i", "pynative")]
+    ("task", "mode"),
+    [
+        ("vqa", "pynative"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("t2i", "graph"), ("text", "pynative"))),
+    ],
 )
 def test_one_call_of_6_six_of_1_and_three_of_2_make_the_same_step(
     shards: Path, model: Path, task: str, mode: str

@@ -79,22 +79,6 @@ def test_dealt_groups_hold_every_row_once_and_weigh_nearly_the_same(
         assert not len(middling) or middling.max() <= around[whole].min()
 
 
-@pytest.mark.parametrize(
-    ("size", "count", "head"),
-    [(1, 1, 0), (7, 1, 0), (3, 5, 0), (3, 5, 4), (4, 4, 3), (6, 4, 3), (4, 4, 0), (2, 5, 2)],
-)
-def test_deal_counts_head_groups_and_tail(size: int, count: int, head: int) -> None:
-    """Also where there are fewer rows than a group, or than the head, and where no group is whole."""
-    weights = np.arange(size, dtype=float)
-    order = deal(weights, _words(size), count, head)
-    assert sorted(order.tolist()) == list(range(size))
-    whole = order[head : head + max(size - head, 0) // count * count]
-    middle = np.abs(weights - weights.mean())
-    outside = np.delete(middle, whole)
-    assert len(outside) == size - len(whole)
-    assert not len(whole) or not len(outside) or outside.max() <= middle[whole].min()
-
-
 def test_epochs_dealt_together_are_those_dealt_one_by_one() -> None:
     for size, count, head in ((9, 4, 0), (9, 4, 3), (3, 8, 2), (50, 3, 1)):
         weights, words = _words(size, 9) / 2.0**64, np.stack([_words(size, key) for key in range(5)])
@@ -193,18 +177,6 @@ def test_each_row_once_before_any_comes_twice(sizes: tuple, counts: tuple, rows:
 
 
 @settings(max_examples=60, deadline=None)
-@given(size=st.integers(1, 50), count=st.integers(1, 9), rows=st.integers(1, 9), other_rows=st.integers(1, 9))
-def test_how_a_step_is_cut_into_calls_does_not_change_its_samples(
-    size: int, count: int, rows: int, other_rows: int
-) -> None:
-    one, other = (_plan(3, {"t2i": size}, {"t2i": count}, {"t2i": some}) for some in (rows, other_rows))
-    for step in range(1, 20):
-        left, right = one.draw("t2i", step), other.draw("t2i", step)
-        pairs = [sorted(zip(d.indices.tolist(), d.epochs.tolist(), strict=True)) for d in (left, right)]
-        assert pairs[0] == pairs[1]
-
-
-@settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 50), count=st.integers(1, 9), rows=st.integers(1, 9), steps=st.integers(1, 40))
 def test_the_fullest_call_is_that_of_all_steps_tried_one_by_one(
     size: int, count: int, rows: int, steps: int
@@ -273,19 +245,6 @@ def test_a_step_is_a_function_of_seed_and_number_alone() -> None:
     same = dict.fromkeys(("text", "t2i"), np.ones(50))
     count = dict.fromkeys(same, 1)
     assert not np.array_equal(*(Plan(7, same, count, count).orders(task, 0)[0] for task in same))
-
-
-def test_one_tasks_weights_do_not_touch_another() -> None:
-    weights = {"text": np.linspace(1, 9, 50), "t2i": np.linspace(1, 2, 30)}
-    counts = {"text": 3, "t2i": 4}
-    one = Plan(7, weights, counts, counts)
-    other = Plan(7, {**weights, "t2i": weights["t2i"][::-1]}, counts, counts)
-    for step in range(1, 60):
-        np.testing.assert_array_equal(one.draw("text", step).indices, other.draw("text", step).indices)
-    assert any(
-        not np.array_equal(one.draw("t2i", step).indices, other.draw("t2i", step).indices)
-        for step in range(1, 60)
-    )
 
 
 def test_the_order_stays_what_it_was_in_older_versions() -> None:

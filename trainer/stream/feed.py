@@ -1,7 +1,6 @@
 """The rows a run uses, and the batches of each step, made ahead while the device works.
 
-`plan.py` says which rows make step k; here they are read, checked and collated. Every step can be made at any
-time and in any order: nothing is used up.
+`plan.py` says which rows make step k; here they are read, checked and collated, for any step in any order.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from trainer.stream.shapes import BatchShape, ImageShape, in_micro_batches, shap
 
 BLOCKS_AHEAD = 2
 BLOCK_TOKENS = 1 << 17
-"""Small steps are made so many tokens at a time, so that numpy's calls are shared by many samples. Steps with
-images are made one by one: their pixels weigh more than all else."""
+"""Tokens of the steps that are made together, so that numpy's calls are shared by many samples. Steps with
+images are made one by one: their pixels cost more than all else."""
 
 TYPICAL_STEPS = 64
-"""The number of attention rows is chosen on the first so many steps."""
+"""Number of first steps on which the attention rows are chosen."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,22 @@ class SelectedRows:
         return len(self.indices)
 
     def read(self, place: int) -> Sample:
-        """One of the selected samples, its content checked."""
+        """The sample at `place` of the selection, its content checked."""
         return self.rows.read(int(self.indices[place]))
 
     def block(self, places: np.ndarray) -> RowBlock:
-        """Any of the selected rows, their content checked."""
         return self.rows.block(self.indices[places])
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each selected sample."""
         return self.rows.num_tokens[self.indices]
 
     @property
     def supervised_tokens(self) -> np.ndarray:
-        """Supervised tokens of each selected sample."""
         return self.rows.supervised_tokens[self.indices]
 
     @property
     def weights(self) -> np.ndarray:
-        """What each sample costs; the plan makes steps and micro-batches of even weight."""
         return sample_weights(self.num_tokens, self.supervised_tokens)
 
     def even_order(self, samples: int, *key: object) -> np.ndarray:
@@ -73,10 +68,7 @@ class SelectedRows:
 
 
 def select_rows(rows: TaskRows, sources: tuple[str, ...], limit: int | None) -> SelectedRows:
-    """The rows of the sources (of all, if none are named); of these at most `limit`, by hash.
-
-    Raises UserError naming a row without supervised tokens.
-    """
+    """At most `limit` rows, by hash, of these sources or of all. UserError if one has nothing supervised."""
     indices = np.arange(len(rows))
     if sources:
         indices = np.flatnonzero(np.isin(rows.sources.to_numpy(), sources))
@@ -119,12 +111,12 @@ class StepData:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, padding not counted."""
+        """Tokens without padding."""
         return sum(batch.tokens for _, batch in self.batches)
 
     @property
     def slots(self) -> int:
-        """Token slots that are computed, padding counted."""
+        """Tokens with padding: those that are computed."""
         return sum(batch.input_ids_P.size for _, batch in self.batches)
 
 
@@ -141,8 +133,7 @@ class Feed:
     ) -> None:
         """Select rows and choose shapes. Raises UserError for what cannot be trained on.
 
-        saved_shapes: sizes of each task's shape (`BatchShape.sizes`) that a resumed run began with; they are
-        kept where they hold every step, however many there are now.
+        saved_shapes: `BatchShape.sizes` of each task of a resumed run; kept where they hold every step.
         """
         self._special, self._config, self._counts = special, config, config.counts
         self._cuts = {task: cut(count, config.micro_batch) for task, count in self._counts.items()}
@@ -170,7 +161,7 @@ class Feed:
 
     @property
     def block_steps(self) -> int:
-        """How many steps are best made together."""
+        """The number of steps that are made together."""
         tokens = sum(self.shapes[task].tokens * count for task, (count, _) in self._cuts.items())
         return 1 if "vqa" in self._counts else max(1, BLOCK_TOKENS // tokens)
 
@@ -183,7 +174,7 @@ class Feed:
             yield from collate(task, block, [len(block)], shape, self._special)
 
     def _shape(self, task: str, image: ImageShape, saved: Mapping[str, int] | None) -> BatchShape:
-        """What holds every micro-batch of the run and of its validations."""
+        """The shape that holds every micro-batch of the run and of its validations."""
         train, steps, (count, samples) = self.train[task], self._config.steps, self._cuts[task]
         sizes = [[self.plan.sizes(task, steps, own)] for own in (train.num_tokens, train.supervised_tokens)]
         if task in self.validation:
@@ -196,7 +187,7 @@ class Feed:
         return shape_for(task, tokens_MN, supervised_MN, image, typical=typical, saved=saved)
 
     def _task_steps(self, task: str, first: int, steps: int) -> list[tuple[DrawnSamples, list[Batch]]]:
-        """What each step takes of the task, and its batches."""
+        """The task's samples and batches of each step."""
         count, shape = self._counts[task], self.shapes[task]
         draw = self.plan.draw(task, first, steps)
         rows, epochs = self.train[task].block(draw.indices), draw.epochs.tolist()
@@ -214,7 +205,7 @@ class Feed:
         ]
 
     def _nulled(self, rows: RowBlock, epochs: list[int]) -> list[int]:
-        """Which of the t2i rows lose their prompt: other ones in each epoch."""
+        """Which of the t2i rows lose their prompt; it differs from epoch to epoch."""
         seed, share = self._config.seed, self._config.null_prompt_prob
         uses = enumerate(zip(rows.sample_ids, epochs, strict=True))
         return [i for i, (name, epoch) in uses if null_prompt(seed, name, epoch, share)]
@@ -250,7 +241,7 @@ def _training_rows(shards: ShardSet, task: str, config: TrainConfig) -> Selected
 
 
 def _validation_rows(shards: ShardSet, config: TrainConfig) -> Mapping[str, SelectedRows]:
-    """The rows each validation takes, for the tasks that have any: always the same, by hash."""
+    """The rows of every validation, by hash, of the tasks that have any."""
     selected = {
         task: select_rows(shards.rows("validation", task), config.sources, config.eval_samples)
         for task in config.counts

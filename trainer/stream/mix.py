@@ -10,10 +10,10 @@ from janus.prompts import TASK_ORDER
 
 
 def step_ratio(task: str, ratio: Mapping[str, int], samples: Mapping[str, int]) -> dict[str, int]:
-    """Samples per task in the smallest exact step, tasks that take no part left out.
+    """Samples per task in the smallest exact step, without tasks that have none.
 
-    One task alone is 1. Where `samples` names a fixed number for every task, the ratio follows from
-    them, so that each sample is seen equally often. Raises UserError if no task is left.
+    Fixed numbers of samples decide the ratio, so that each is seen equally often. Raises UserError if no task
+    has any.
     """
     if task != "mixed":
         return {task: 1}
@@ -32,10 +32,7 @@ def default_batch_size(ratio: Mapping[str, int], at_least: int = 8) -> int:
 
 
 def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]:
-    """Samples of each task in every step.
-
-    Raises UserError naming batch sizes that would do if this one cannot hold the ratio exactly.
-    """
+    """Samples of each task in every step. UserError with sizes that hold the ratio if this one does not."""
     total = sum(ratio.values())
     if batch_size % total:
         below, above = batch_size // total * total, -(-batch_size // total) * total
@@ -49,9 +46,6 @@ def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]
 
 
 def cut(count: int, micro_batch: int) -> tuple[int, int]:
-    """(micro-batches, samples of each): `count` samples cut evenly into as few as hold `micro_batch` at most.
-
-    Evenly, so that as few places as possible are empty: 5 by at most 4 is 2 micro-batches of 3.
-    """
+    """(micro-batches, samples of each) that hold `count` samples evenly: 5 by at most 4 is 2 of 3."""
     micro_batches = -(-count // micro_batch)
     return micro_batches, -(-count // micro_batches)

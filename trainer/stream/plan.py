@@ -1,12 +1,11 @@
-"""Which rows make step k: index arithmetic on (seed, task, step), no iterator that is used up.
+"""Which rows make step k: a function of (seed, task, step) without state.
 
 A task's rows come in a new order every epoch, drawn from (seed, task, epoch); step k takes the next `count`
-of them. So each row comes once before any comes twice, a resumed run needs the step number alone, and whoever
-knows the seed knows every step of every task.
+of them. So each row comes once before any comes twice, and a resumed run needs the step number alone.
 
-The order is random with one exception: steps, and the micro-batches within each, are dealt so that they weigh
-nearly the same (tokens and supervised tokens), which lets one static shape hold each of them with little
-padding. How a step is cut into micro-batches does not change which samples make it.
+The order is random, except that steps, and the micro-batches within each, weigh nearly the same (tokens and
+supervised tokens): one static shape then holds each of them with little padding. How a step is cut into
+micro-batches does not change its samples.
 """
 
 # Shapes: S steps, C samples of a step, G groups of consecutive samples, E epochs, R rows.
@@ -22,13 +21,13 @@ import numpy as np
 import xxhash
 
 PLAN_VERSION = 1
-"""Raised when the same seed and rows give other steps: runs of an older plan are then not resumed."""
+"""Raised when the same seed and rows give other steps; runs of an older plan are not resumed."""
 
 ALIKE = 8
 """Weights are alike within a standard deviation over this."""
 
 DEALT_ROWS = 4096
-"""Epochs of few rows are dealt together, up to this many rows."""
+"""Epochs are dealt together up to this many rows: numpy's calls cost more than a short epoch."""
 
 _BLOCK = 4096
 """Steps that `sizes` draws at a time."""
@@ -52,23 +51,16 @@ class Plan:
         counts: Mapping[str, int],
         samples: Mapping[str, int],
     ) -> None:
-        """weights: per task, float64 of each selected row (`sample_weights`). counts: samples of a step.
-
-        samples: samples of a micro-batch. They decide the order within a step alone, not which samples make
-        it.
-        """
+        """weights: of each selected row (`sample_weights`). counts, samples: of a step, of a micro-batch."""
         self._seed, self._weights, self._counts, self._samples = seed, weights, counts, samples
         self.orders = lru_cache(maxsize=8)(self._orders)
 
     def epochs(self, task: str, steps: int) -> float:
-        """How often each row of a task has been used after `steps` steps."""
+        """Uses of each row of a task after `steps` steps."""
         return steps * self._counts[task] / len(self._weights[task])
 
     def sizes(self, task: str, steps: int, sizes: np.ndarray) -> np.ndarray:
-        """`sizes` (one for each selected row) of every sample of the run, int64 (micro-batches, samples).
-
-        A micro-batch that is not full ends with zeros.
-        """
+        """`sizes` (one for each selected row) of the run's micro-batches, int64 (M, N); 0: no sample."""
         count, samples = self._counts[task], self._samples[task]
         blocks = []
         for first in range(1, steps + 1, _BLOCK):
@@ -78,7 +70,7 @@ class Plan:
         return np.concatenate(blocks)
 
     def draw(self, task: str, first: int, steps: int = 1) -> TaskDraw:
-        """What `steps` steps from step `first` (1 is the first) take of a task, step after step."""
+        """The samples of `steps` steps from step `first` (1 is the first)."""
         count, size = self._counts[task], len(self._weights[task])
         places = (first - 1) * count + np.arange(steps * count)
         epochs, turns = places // size, places // (size * epochs_together(size))
@@ -107,7 +99,7 @@ class Plan:
 
 
 def epochs_together(rows: int) -> int:
-    """How many epochs of so few rows are dealt together: numpy's calls cost more than a short epoch."""
+    """How many epochs of this many rows are dealt together."""
     return max(1, DEALT_ROWS // rows)
 
 
@@ -119,19 +111,18 @@ def sample_weights(tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:
 def deal(weights: np.ndarray, words: np.ndarray, count: int, head: int) -> np.ndarray:
     """Random orders of the rows, int64, in which `count` consecutive ones weigh nearly the same.
 
-    words: random uint64, one for each row, (rows,), or (epochs, rows) for several orders. head: rows in front
-    of the first whole group. Rows that fill no whole group are those of middling weight. The others are dealt
-    heaviest first, each round to the groups in the order of what they still lack (longest-processing-time
-    scheduling, Graham 1969, a round at a time).
+    words: random uint64 (rows,), or (epochs, rows) for several orders. head: rows before the first whole
+    group. Rows that fill no whole group are those of middling weight. The others are dealt heaviest first,
+    each round to the groups in ascending order of weight (longest-processing-time scheduling, Graham 1969).
     """
     words_ER = np.atleast_2d(words)
-    # From the generator's raw words: numpy may change how its own shuffle uses them.
+    # numpy may change how its own shuffle uses the generator's words.
     shuffled = np.argsort(words_ER, axis=1, kind="stable")
     groups = max(len(weights) - head, 0) // count
     middling = _sorted_by(np.abs(weights - weights.mean())[shuffled], shuffled)
     parts = np.split(middling, [len(weights) - groups * count], axis=1)
     loose, rest = (_sorted_by(np.take_along_axis(words_ER, rows, 1), rows) for rows in parts)
-    # Like weights in random order: else the same samples would meet in every epoch.
+    # Similar weights stay in random order: else the same samples would meet in every epoch.
     alike = max(weights.std() / ALIKE, 1e-9)
     rest = _sorted_by(-np.round(weights / alike)[rest], rest)
     dealt = np.take_along_axis(rest, _rounds(weights[rest], count), 1).reshape(len(words_ER), groups, count)
@@ -180,15 +171,12 @@ def _rounds(weights_SC: np.ndarray, count: int) -> np.ndarray:
 
 
 def null_prompt(seed: int, sample_id: str, epoch: int, share: float) -> bool:
-    """Whether a t2i sample's prompt is nulled in this epoch, for classifier-free guidance.
-
-    True for `share` of all samples and epochs, by a hash of seed, sample and epoch.
-    """
+    """Whether a t2i sample's prompt is nulled in this epoch, for guidance: by hash, `share` of all."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{sample_id}".encode()) < share * 2.0**64
 
 
 def by_hash(sample_ids: Iterable[str]) -> np.ndarray:
-    """Row indices in the order of their samples' hash, int64: a fixed draw that no seed changes."""
+    """Row indices, int64, in the order of their samples' hashes; the same for every seed."""
     hashes = [xxhash.xxh3_64_intdigest(sample_id.encode()) for sample_id in sample_ids]
     return np.argsort(np.array(hashes, np.uint64), kind="stable")
 

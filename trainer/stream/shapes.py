@@ -1,8 +1,7 @@
 """What one compiled graph takes: the arrays of a micro-batch, all of static shape.
 
-Samples stand one behind the other on a flat axis of tokens, positions restarting; for attention they share
-rows of slots. Attention costs rows × length²: short samples side by side in a row cost less than each in a
-row as long as the longest. They do not see each other (segment ids).
+Samples follow each other on a flat axis of tokens, positions restarting; for attention they share rows of
+slots, separated by segment ids. Attention costs rows × length², so short samples share a row.
 """
 
 # Shapes: M micro-batches, N samples of one. Of a `Batch`: P flat tokens, B attention rows of S slots, N
@@ -11,7 +10,7 @@ row as long as the longest. They do not see each other (segment ids).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +32,6 @@ class ImageShape:
 
     @classmethod
     def of(cls, model: JanusConfig) -> ImageShape:
-        """What this model takes."""
         return cls(model.vision.image_size, model.num_image_tokens, model.vq.num_embeddings)
 
 
@@ -55,23 +53,9 @@ class BatchShape:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What depends on the run's samples: sums over more padding round otherwise, so a run keeps them."""
-        return {
-            "rows": self.attention_rows,
-            "length": self.length,
-            "tokens": self.tokens,
-            "states": self.states,
-        }
-
-    def at_least(self, sizes: Mapping[str, int]) -> BatchShape:
-        """The shape enlarged to these sizes."""
-        return replace(
-            self,
-            attention_rows=max(self.attention_rows, sizes["rows"]),
-            length=max(self.length, sizes["length"]),
-            tokens=max(self.tokens, sizes["tokens"]),
-            states=max(self.states, sizes["states"]),
-        )
+        """What depends on the run's samples. A resumed run keeps it: other padding changes how sums round."""
+        names = {"rows": "attention_rows", "length": "length", "tokens": "tokens", "states": "states"}
+        return {key: getattr(self, name) for key, name in names.items()}
 
 
 @dataclass(frozen=True)
@@ -98,15 +82,8 @@ class Batch:
     @property
     def inputs(self) -> list[np.ndarray]:
         """The arrays in the order its task's loss takes them."""
-        arrays = [
-            self.labels_N,
-            self.state_rows_N,
-            self.input_ids_P,
-            self.position_ids_P,
-            self.token_of_BS,
-            self.slot_of_P,
-            self.segment_ids_BS,
-        ]
+        arrays = [self.labels_N, self.state_rows_N, self.input_ids_P, self.position_ids_P]
+        arrays += [self.token_of_BS, self.slot_of_P, self.segment_ids_BS]
         images = self.pixels_IHWC if self.pixels_IHWC is not None else self.image_tokens_IT
         return arrays if images is None else [*arrays, self.image_index_P, images]
 
@@ -122,29 +99,28 @@ def shape_for(
 ) -> BatchShape:
     """The smallest shape that holds each of these micro-batches.
 
-    tokens_MN, supervised_MN: of each sample, 0 where there is none. typical: the first so many micro-batches
-    decide the number of attention rows. saved: sizes of an earlier shape, kept where they are large enough.
+    tokens_MN, supervised_MN: of each sample, 0 where there is none. typical: number of first micro-batches
+    that decide the attention rows. saved: sizes of an earlier shape, kept where they are large enough.
     One token and one slot of each row stay empty, so that padding has a place to point at.
     """
-    samples = tokens_MN.shape[1]
-    rows = saved["rows"] if saved else cheapest_rows(tokens_MN[:typical])
-    shape = BatchShape(
+    samples, least = tokens_MN.shape[1], saved or {}
+    rows = least.get("rows") or cheapest_rows(tokens_MN[:typical])
+    return BatchShape(
         samples=samples,
         attention_rows=rows,
-        length=round_up(fullest_row(tokens_MN, rows) + 1),
-        tokens=round_up(int(tokens_MN.sum(1).max()) + 1),
-        states=round_up(int(supervised_MN.sum(1).max())),
+        length=max(round_up(fullest_row(tokens_MN, rows) + 1), least.get("length", 0)),
+        tokens=max(round_up(int(tokens_MN.sum(1).max()) + 1), least.get("tokens", 0)),
+        states=max(round_up(int(supervised_MN.sum(1).max())), least.get("states", 0)),
         images=0 if task == "text" else samples,
         image=image,
     )
-    return shape.at_least(saved) if saved else shape
 
 
 def pack(lengths_MN: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(attention row, first slot) of each sample of each micro-batch, both int64 (M, N).
 
-    Longest first, each to the row that is least full (longest-processing-time scheduling, Graham 1969). Where
-    there are rows enough each sample has its own.
+    Longest first, each to the least full row (longest-processing-time scheduling, Graham 1969); with enough
+    rows each sample has its own.
     """
     micro_batches, samples = lengths_MN.shape
     if rows >= samples:
@@ -154,10 +130,10 @@ def pack(lengths_MN: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     filled = np.zeros((micro_batches, rows), np.int64)
     for places in np.argsort(-lengths_MN, axis=1, kind="stable").T[:, :, None]:
         least = filled.argmin(1)[:, None]
+        slots = np.take_along_axis(filled, least, 1)
         np.put_along_axis(row_MN, places, least, 1)
-        np.put_along_axis(slot_MN, places, np.take_along_axis(filled, least, 1), 1)
-        longer = np.take_along_axis(filled, least, 1) + np.take_along_axis(lengths_MN, places, 1)
-        np.put_along_axis(filled, least, longer, 1)
+        np.put_along_axis(slot_MN, places, slots, 1)
+        np.put_along_axis(filled, least, slots + np.take_along_axis(lengths_MN, places, 1), 1)
     return row_MN, slot_MN
 
 
