@@ -1,8 +1,8 @@
-"""The prompt layout, and which of its tokens are supervised. The only place that knows either.
+"""The prompt layout, and which of its tokens are supervised. No other module knows either.
 
 `{system}\\n\\n<|User|>: {user}\\n\\n<|Assistant|>: {answer}<eos>`, BOS in front. A conversation is first
-written as segments; each is text or special ids, and supervised or not. Ids and spans both fall out of
-the segments, so nothing ever searches ids for a marker.
+written as segments, each text or special ids, supervised or not. Ids and spans both follow from the segments,
+so nothing ever searches ids for a marker.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-# A command's options know the tasks. They load no tokenizer for that, and no numpy: its threads would start
-# before a trainer has blocked Ctrl-C for them.
+# A command's options import this for the tasks: without tokenizers, and without numpy, whose threads would
+# start before the trainer has blocked Ctrl-C for them.
 if TYPE_CHECKING:
     import numpy as np
 
     from janus.tokens import JanusTokenizer, SpecialTokens
 
 TASKS = ("text", "vqa", "t2i")
-"""Text alone, questions about an image, images from text. Shards list them in this order."""
+"""Plain text, questions about an image, images from text; in the order of the shards."""
 
 TASK_ORDER = ("vqa", "text", "t2i")
-"""The order in which ratios are written (the technical report's) and tasks run within a step."""
+"""The order of ratios (the technical report's) and of the tasks within a step."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,7 +34,7 @@ SYSTEM_TEXT = (
 
 @dataclass(frozen=True)
 class PromptRow:
-    """What a person wrote: the last user text, its answer, and earlier (user, assistant) turns."""
+    """A conversation as text: the last user text, its answer, and earlier (user, assistant) turns."""
 
     task: str
     prompt: str
@@ -60,53 +60,36 @@ class Segment:
 
 
 def prompt_segments(row: PromptRow, special: SpecialTokens, num_image_tokens: int) -> list[Segment]:
-    """The whole sample as segments, in order, BOS first.
-
-    Raises ValueError for an unknown task.
-    """
-    if row.task == "t2i":
-        return _generation_segments(row.prompt, special, num_image_tokens)
+    """The whole sample as segments, in order, BOS first. Raises ValueError for an unknown task."""
     if row.task not in TASKS:
         raise ValueError(f"unknown task {row.task!r}; expected one of {', '.join(TASKS)}")
-    image = _image_ids(special, num_image_tokens) if row.task == "vqa" else ()
+    placeholders = (special.image_placeholder,) * num_image_tokens
+    if row.task == "t2i":
+        return [
+            Segment(ids=(special.bos, special.user)),
+            Segment(f": {row.prompt.strip()}\n\n"),
+            Segment(ids=(special.assistant,)),
+            Segment(":"),
+            Segment(ids=(special.begin_of_image,)),
+            Segment(ids=placeholders, supervised=True),
+            Segment(ids=(special.end_of_image,)),
+        ]
+    image = (special.begin_of_image, *placeholders, special.end_of_image) if row.task == "vqa" else ()
     segments = [Segment(ids=(special.bos,)), Segment(SYSTEM_TEXT + "\n\n")]
-    for user, assistant in (*row.history, (row.prompt, row.answer)):
-        segments += _turn(user, assistant, special, image)
-        image = ()  # the image stands in the first user turn only
+    for user, answer in (*row.history, (row.prompt, row.answer)):
+        segments += _turn(user.strip(), answer.strip(), special, image)
+        image = ()  # only the first user turn has the image
     return segments
 
 
 def _turn(user: str, answer: str, special: SpecialTokens, image: tuple[int, ...]) -> list[Segment]:
-    user = user.strip()
-    opening = [Segment(ids=(special.user,))]
+    question = [Segment(f": {user}\n\n")]
     if image:
-        opening += [Segment(": "), Segment(ids=image), Segment(f"\n{user}\n\n")]
-    else:
-        opening += [Segment(f": {user}\n\n")]
-    segments = [*opening, Segment(ids=(special.assistant,)), Segment(":")]
-    if answer.strip():
-        segments += [
-            Segment(f" {answer.strip()}", supervised=True),
-            Segment(ids=(special.eos,), supervised=True),
-        ]
+        question = [Segment(": "), Segment(ids=image), Segment(f"\n{user}\n\n")]
+    segments = [Segment(ids=(special.user,)), *question, Segment(ids=(special.assistant,)), Segment(":")]
+    if answer:
+        segments += [Segment(f" {answer}", supervised=True), Segment(ids=(special.eos,), supervised=True)]
     return segments
-
-
-def _generation_segments(prompt: str, special: SpecialTokens, num_image_tokens: int) -> list[Segment]:
-    return [
-        Segment(ids=(special.bos, special.user)),
-        Segment(f": {prompt.strip()}\n\n"),
-        Segment(ids=(special.assistant,)),
-        Segment(":"),
-        Segment(ids=(special.begin_of_image,)),
-        Segment(ids=(special.image_placeholder,) * num_image_tokens, supervised=True),
-        Segment(ids=(special.end_of_image,)),
-    ]
-
-
-def _image_ids(special: SpecialTokens, num_image_tokens: int) -> tuple[int, ...]:
-    placeholders = (special.image_placeholder,) * num_image_tokens
-    return (special.begin_of_image, *placeholders, special.end_of_image)
 
 
 def encode_samples(
@@ -137,10 +120,10 @@ def _assemble(segments: list[Segment], ids_of: dict[str, list[int]]) -> EncodedS
 
 
 def before_answer(input_ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
-    """What stands before the last answer, int32 (S,): the prompt to generate from.
+    """Everything before the last answer, int32 (S,): the prompt to generate from.
 
-    input_ids, supervised: a sample's, as in `EncodedSample`. For t2i it ends with <begin_of_image>; a sample
-    whose answer is empty is all prompt.
+    input_ids, supervised: a sample's, see `EncodedSample`. For t2i the prompt ends with <begin_of_image>; a
+    sample with an empty answer is all prompt.
     """
     return input_ids[: supervised[-1][0]] if len(supervised) else input_ids
 
@@ -157,10 +140,10 @@ def image_index(input_ids: np.ndarray, placeholder: int) -> np.ndarray:
 
 
 def unconditional(input_ids: np.ndarray, special: SpecialTokens) -> np.ndarray:
-    """The row that classifier-free guidance subtracts: every prompt token but BOS becomes pad.
+    """The null prompt that classifier-free guidance subtracts: every prompt token but BOS becomes pad.
 
-    input_ids: (S,) of one t2i sample or prompt, with or without the image's placeholders. What the
-    sampler uses is BOS, pads, begin_of_image, all attended to; one function makes it for both sides.
+    input_ids: (S,) of one t2i sample or prompt, with or without the image's placeholders. Training and
+    sampling both use it: BOS, pads, begin_of_image, all attended to.
     """
     nulled = input_ids.copy()
     begin_of_image = int((input_ids == special.begin_of_image).argmax())

@@ -1,14 +1,13 @@
-"""Text to token ids. Text from the data never becomes a special token, however it is spelled.
+"""Text to token ids. Text from the data never becomes a special token, whatever it spells.
 
-Special tokens enter a sequence only through their ids, which `SpecialTokens` resolves by name:
-the 1B and 7B tables differ.
+Special tokens enter a sequence only by their ids, looked up by name: the 1B and 7B tables differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -22,25 +21,24 @@ TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-"""What makes a tokenizer folder; copied beside shards and checkpoints (those that exist)."""
-
+"""Files of a tokenizer folder; those that exist are copied to shards and checkpoints."""
 
 IGNORE = -100
-"""The label of a state that predicts nothing."""
+"""The label of a state that has no target."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that carry structure, never text."""
+    """Ids of the tokens that carry structure, never text; spelled as `SPECIAL_NAMES` says."""
 
-    bos: int  # <｜begin▁of▁sentence｜>
-    eos: int  # <｜end▁of▁sentence｜>
-    pad: int  # <｜▁pad▁｜>
-    begin_of_image: int  # <begin_of_image>
-    end_of_image: int  # <end_of_image>
-    image_placeholder: int  # <image_placeholder>
-    user: int  # <|User|>
-    assistant: int  # <|Assistant|>
+    bos: int
+    eos: int
+    pad: int
+    begin_of_image: int
+    end_of_image: int
+    image_placeholder: int
+    user: int
+    assistant: int
 
 
 SPECIAL_NAMES = {
@@ -59,6 +57,7 @@ class JanusTokenizer:
     """A tokenizer folder, opened: plain text in, ids out; special tokens by name."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises UserError if `tokenizer.json` is missing or broken, or lacks a special token."""
         self.folder = folder
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -69,13 +68,16 @@ class JanusTokenizer:
             self._tokenizer = Tokenizer.from_buffer(content)
         except ValueError as error:
             raise UserError(f"{path}: not a tokenizer ({error})") from error
-        # Spelling "<|Assistant|>" in a question must give ordinary tokens (FACTS 8.16).
+        # "<|Assistant|>" in a question must become ordinary tokens (FACTS 8.16).
         self._tokenizer.encode_special_tokens = True
-        self.special = _resolve(self._tokenizer, path)
+        ids = {name: self._tokenizer.token_to_id(text) for name, text in SPECIAL_NAMES.items()}
+        if absent := [SPECIAL_NAMES[name] for name, token_id in ids.items() if token_id is None]:
+            raise UserError(f"{path}: special tokens absent: {', '.join(absent)}; not a Janus-Pro tokenizer")
+        self.special = SpecialTokens(**ids)
 
     @property
     def highest_id(self) -> int:
-        """The largest id any text or special token can have; the embedding table must exceed it."""
+        """The largest id that text or special tokens can have; the embedding table must exceed it."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -89,16 +91,5 @@ class JanusTokenizer:
 
 
 def load_tokenizer(folder: Path) -> JanusTokenizer:
-    """Open a folder with `tokenizer.json`.
-
-    Raises UserError if the file is missing or broken, or a special token is absent.
-    """
+    """Open a folder with `tokenizer.json`; raises as `JanusTokenizer` does."""
     return JanusTokenizer(Path(folder))
-
-
-def _resolve(tokenizer: Tokenizer, path: Path) -> SpecialTokens:
-    ids = {field.name: tokenizer.token_to_id(SPECIAL_NAMES[field.name]) for field in fields(SpecialTokens)}
-    absent = [SPECIAL_NAMES[name] for name, token_id in ids.items() if token_id is None]
-    if absent:
-        raise UserError(f"{path}: special tokens absent: {', '.join(absent)}; not a Janus-Pro tokenizer")
-    return SpecialTokens(**ids)

@@ -1,11 +1,11 @@
 """Compiled graphs that the next start finds again.
 
-MindSpore's compile cache numbers graphs in the order in which a process compiles them, and takes what lies
-under a number for the graph it is about to compile. In another order, or after a change that its own check
-does not see, it computes another graph's numbers without a word. So here each graph has a key that holds all
-that decides it, and its file lies under MindSpore's number, in a folder of this process alone, only while
-that one graph is compiled. What does not fit its digest is not taken. A graph is always the `construct` of a
-Cell: only then does MindSpore bind a loaded graph's weights to the Cell's.
+MindSpore's compile cache numbers graphs in the order in which a process compiles them, and loads whatever
+lies under a number for the graph it is about to compile. In another order, or after a change that its own
+check does not see, it silently computes another graph's numbers. So each graph here has a key of everything
+that decides it, and lies under MindSpore's number, in a folder of this process, only while that one graph is
+compiled. A file that does not match its digest is not loaded. A graph is always the `construct` of a Cell:
+only then does MindSpore bind a loaded graph's weights to the Cell's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,14 @@ FOLDER = "JANUS_CACHE"
 """Environment variable: the folder that keeps graphs; empty to keep none."""
 
 KEPT_SECONDS = 30 * 24 * 3600
-"""What no start has used for so long is removed."""
+"""A graph that no start has used for this long is removed."""
 
 
 class Graphs:
-    """Compiles Cells, and says how often and how long."""
+    """Compiles Cells, and counts graphs and seconds."""
 
     def __init__(self, facts: Mapping[str, object], folder: Path | None) -> None:
-        """facts: what decides the graphs beside sources, versions and arguments. folder: None keeps none."""
+        """facts: what decides the graphs besides sources, versions and arguments. folder: None keeps none."""
         self.count, self.loaded = 0, 0  # graphs compiled or loaded; those loaded among them
         self.seconds = 0.0  # until their first calls returned
         self._facts, self._folder = dict(facts), folder
@@ -63,36 +63,31 @@ class Graphs:
             shapes = tuple((argument.shape, str(argument.dtype)) for argument in arguments)
             if shapes in known:
                 return graph(*arguments)
-            began = time.perf_counter()
-            with self._kept([name, shapes]):
-                result = graph(*arguments)
+            start = time.perf_counter()
+            result = self._first_call(partial(graph, *arguments), [name, shapes])
             known.add(shapes)
             self.count += 1
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - start
             return result
 
         return run
 
-    @contextmanager
-    def _kept(self, what: list[Any]) -> Iterator[None]:
-        """While one graph is compiled: load it if it is kept, keep it if not."""
+    def _first_call(self, call: Callable[[], Any], what: list[Any]) -> Any:
+        """The result of the call that compiles a graph: loaded if it is kept, kept if not."""
         if self._folder is None:
-            yield
-            return
+            return call()
         key = _digest(json.dumps([_environment(), self._facts, what], sort_keys=True, default=str).encode())
-        slot = _slot()
-        content = _read(self._folder, key)
-        with slot.holding(content):
-            yield
-            written = slot.written()
+        kept = _read(self._folder, key)
+        result, written = _slot().compile(call, kept)
         if written is not None:
             _keep(self._folder, key, written)
         else:
-            self.loaded += content is not None
+            self.loaded += kept is not None
+        return result
 
 
 def graph_folder() -> Path | None:
-    """Where graphs are kept: $JANUS_CACHE, else in the user's cache; None where that is set to nothing."""
+    """Where graphs are kept: $JANUS_CACHE, else in the user's cache; None if it is set to nothing."""
     chosen = os.environ.get(FOLDER)
     if chosen is not None:
         return Path(chosen) if chosen else None
@@ -101,9 +96,8 @@ def graph_folder() -> Path | None:
 
 
 def network_graphs(network: JanusConfig) -> Graphs:
-    """For a network of these sizes that is not trained; kept on CPU alone."""
-    kept = graph_folder() if device.use() == "CPU" else None
-    return Graphs({"network": asdict(network)}, kept)
+    """For a network of these sizes that is not trained; kept on CPU only."""
+    return Graphs({"network": asdict(network)}, graph_folder() if device.use() == "CPU" else None)
 
 
 class _Slot:
@@ -118,42 +112,31 @@ class _Slot:
         self._folder = self._root / "rank_0" / "graph_cache"
         self._folder.mkdir(parents=True)
         self._number = 0
-        self._placed: Path | None = None
 
-    @contextmanager
-    def holding(self, content: bytes | None) -> Iterator[None]:
-        """MindSpore's cache switched on, with this one graph in it, or none."""
-        self._placed = None
-        if content is not None:
-            self._placed = self._folder / f"compile_cache_{self._number}.mindir"
-            self._placed.write_bytes(content)
-        # MindSpore's own check looks at the entry script's imports alone; the key takes its place.
-        switches = {
-            "MS_COMPILER_CACHE_ENABLE": "1",
-            "MS_COMPILER_CACHE_PATH": str(self._root),
-            "MS_DEV_FORCE_USE_COMPILE_CACHE": "1",
-        }
-        before = {name: os.environ.get(name) for name in switches}
+    def compile(self, call: Callable[[], Any], kept: bytes | None) -> tuple[Any, bytes | None]:
+        """The call's result, and the graph that MindSpore wrote. kept: the graph it finds instead."""
+        place = self._folder / f"compile_cache_{self._number}.mindir"
+        # MindSpore's own check looks only at the entry script's imports; the key takes its place.
+        switches = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}
+        switches |= {"MS_COMPILER_CACHE_PATH": str(self._root)}
+        before = {name: os.environ[name] for name in switches if name in os.environ}
         os.environ.update(switches)
         try:
-            yield
+            if kept is not None:
+                place.write_bytes(kept)
+            result, written = call(), None
+            self._number += 1
+            for path in self._folder.glob("compile_cache_*.mindir"):
+                if kept is None or path != place:
+                    self._number = int(path.stem.rpartition("_")[2]) + 1
+                    written = path.read_bytes()
+            return result, written
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for name in switches:
+                del os.environ[name]
+            os.environ.update(before)
             for path in self._folder.iterdir():
                 path.unlink()
-
-    def written(self) -> bytes | None:
-        """The graph that MindSpore has just written; None if it wrote none."""
-        for path in self._folder.glob("compile_cache_*.mindir"):
-            if path != self._placed:
-                self._number = int(path.stem.rpartition("_")[2]) + 1
-                return path.read_bytes()
-        self._number += 1
-        return None
 
 
 @cache
@@ -167,8 +150,7 @@ def _environment() -> dict[str, object]:
     root = Path(janus.__file__).resolve().parent.parent
     return {
         "sources": sources_digest(root / "janus", root / "trainer"),
-        "mindspore": importlib.metadata.version("mindspore"),
-        "numpy": importlib.metadata.version("numpy"),
+        "versions": [importlib.metadata.version(name) for name in ("mindspore", "numpy")],
         "switches": {name: value for name, value in os.environ.items() if name.startswith("MS_")},
     }
 
@@ -184,11 +166,11 @@ def _digest(content: bytes) -> str:
 
 
 def _read(folder: Path, key: str) -> bytes | None:
-    """The kept graph, if it is there and whole; one that is not is removed."""
+    """The kept graph; None if there is none, or a damaged one, which is removed."""
     for path in folder.glob(f"{key}-*.mindir"):
         content = path.read_bytes()
         if path.name == _name(key, content):
-            with suppress(OSError):  # a folder that is only read, for many
+            with suppress(OSError):  # a read-only folder that many share
                 os.utime(path)
             return content
         with suppress(OSError):
@@ -197,10 +179,10 @@ def _read(folder: Path, key: str) -> bytes | None:
 
 
 def _keep(folder: Path, key: str, content: bytes) -> None:
-    """Write the graph, whole or not at all; what has not been used for long goes."""
+    """Write the graph atomically; remove those that have not been used for long."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # those of runs that were killed
+        for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # the latter of killed runs
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
         write_file(folder / _name(key, content), lambda tmp: tmp.write_bytes(content))
