@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -23,6 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
         import mindspore
 
         mindspore.set_context(runtime_num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def disturb(request: pytest.FixtureRequest) -> Callable[[np.ndarray], np.ndarray]:
+    """Disturbed: gives the rows of an array in another order, always the same for a number of rows."""
+    if not request.config.getoption("--disturbed"):
+        return lambda rows: rows
+    return lambda rows: rows[np.random.default_rng(1).permutation(len(rows))]
 
 
 @pytest.fixture(scope="session", autouse=True)

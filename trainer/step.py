@@ -22,9 +22,8 @@ from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
-from janus.model.kernels.cpu_gradients import CHAIN, column_sum
-from janus.model.loss import TaskLoss
-from janus.model.scoring import TokenScores
+from janus.model.kernels.cpu_gradients import row_sum
+from janus.model.loss import TaskLoss, TokenScores
 from trainer.config import TrainConfig
 from trainer.evaluate.scores import Score, score_batch
 from trainer.optimizer import AdamW, zeros_like
@@ -89,16 +88,7 @@ class _Measure(nn.Cell):
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    """Σ x² as matrix products, none over more than CHAIN terms where the width can be halved.
-
-    The CPU's ReduceSum is several times slower.
-    """
-    width = x.shape[-1]
-    while width > CHAIN and width % 2 == 0:
-        width = width // 2
-    x_RD = x.reshape(-1, width)
-    rows_R1 = ops.matmul(ops.square(x_RD), ops.ones((width, 1), x.dtype))
-    return column_sum(rows_R1).reshape(())
+    return row_sum(ops.square(x).reshape(1, -1)).reshape(())
 
 
 class TrainStep:

@@ -3,7 +3,7 @@
 In one chain of n equal terms the roundings of a sum near its end all go one way: up to n/2 units of float32
 (6e-8 of the value). Two levels of at most 1,024 terms stay within 2e-5 of any of them.
 
-Shapes: P rows, F columns.
+Shapes: P rows, F columns; N states, V classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from janus.model.kernels.cpu_gradients import AddBias, column_sum
+from janus.model.janus import place_images
+from janus.model.kernels.cpu_gradients import AddBias, column_sum, row_sum
 from janus.model.layers import Embedding, LayerNorm, RMSNorm
 from janus.model.loss import SummedCrossEntropy
 from janus.model.vq import Grid, GroupNorm
@@ -24,6 +25,7 @@ from trainer.step import _sum_of_squares
 
 BOUND = 2e-5
 TOKENS = 8 * 576 + 37
+Disturb = Callable[[np.ndarray], np.ndarray]
 
 
 def _values(kind: str, *shape: int) -> np.ndarray:
@@ -51,14 +53,21 @@ def _gradient(cell: Callable, weight: Tensor, x: Tensor, dy: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-def test_column_sum(kind: str) -> None:
+def test_column_sum(kind: str, disturb: Disturb) -> None:
     for rows in (1024, 1025, TOKENS, 384 * 384):
-        x_PF = _values(kind, rows, 32)
+        x_PF = disturb(_values(kind, rows, 32))
         _compare(column_sum(Tensor(x_PF)), x_PF.astype(np.float64).sum(0))
 
 
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-@pytest.mark.parametrize("shape", [(102_400, 2048), (16_384,), (2048, 5632)])
+def test_row_sum_of_any_width(kind: str) -> None:
+    for width in (1, 1024, 1025, 102_397, 1024 * 1024 + 1025):
+        x_PF = _values(kind, 2, width)
+        _compare(row_sum(Tensor(x_PF)), x_PF.astype(np.float64).sum(1))
+
+
+@pytest.mark.parametrize("kind", ["constant", "noise"])
+@pytest.mark.parametrize("shape", [(102_400, 2048), (16_384,), (2048, 5632), (1_048_583,)])
 def test_gradient_norm(kind: str, shape: tuple[int, ...]) -> None:
     x = _values(kind, *shape)
     exact = sum(np.square(block.astype(np.float64)).sum() for block in np.array_split(x, 64))
@@ -66,10 +75,10 @@ def test_gradient_norm(kind: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-def test_group_norm_over_a_whole_picture(kind: str) -> None:
+def test_group_norm_over_a_whole_picture(kind: str, disturb: Disturb) -> None:
     """The output: what the mean is off by counts in units of the deviation, 1 here."""
     norm = GroupNorm(_weights(), 128, Grid(1, 384))
-    x_PF = _values(kind, 384 * 384, 128)
+    x_PF = disturb(_values(kind, 384 * 384, 128))
     x_PF[:, ::2] += 2
     groups = x_PF.reshape(-1, 32, 4).astype(np.float64)
     exact = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-6)
@@ -77,9 +86,9 @@ def test_group_norm_over_a_whole_picture(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-def test_gradients_of_biases_and_norms(kind: str) -> None:
+def test_gradients_of_biases_and_norms(kind: str, disturb: Disturb) -> None:
     x_PF = np.random.default_rng(1).standard_normal((TOKENS, 64), np.float32)
-    dy_PF = _values(kind, TOKENS, 64)
+    dy_PF = disturb(_values(kind, TOKENS, 64))
     exact = dy_PF.astype(np.float64).sum(0)
 
     def biased(bias_F: Tensor) -> Tensor:
@@ -102,9 +111,37 @@ def test_gradient_of_one_code_that_fills_eight_pictures() -> None:
     _compare(gradient[3], np.full(8, TOKENS * float(np.float32(0.7))))
 
 
+def test_token_slots_that_an_image_fills_give_their_token_no_gradient() -> None:
+    """The image token repeats thousands of times; its rows add zeros to the embedding's gradient."""
+    text_PD, images_MD = Tensor(np.ones((5, 2), np.float32)), Tensor(np.ones((3, 2), np.float32))
+    index_P = Tensor(np.array([0, 1, 2, 3, 0], np.int32))
+    gradient_PD = ms.grad(lambda text_PD: place_images(text_PD, images_MD, index_P).sum())(text_PD)
+    np.testing.assert_array_equal(gradient_PD.asnumpy()[:, 0], [1, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("classes", [102_400, 16_384])
+@pytest.mark.parametrize("kind", ["constant", "one above", "one sure", "noise"])
+def test_cross_entropy_over_all_classes(kind: str, classes: int) -> None:
+    """The loss, and every entry of the gradient in units of its own size."""
+    logits_NV = _values("noise" if kind == "noise" else "constant", 8, classes)
+    labels_N = np.array([7, 7, 0, classes - 1, 7, 9, -100, 7], np.int32)
+    logits_NV[:, 7] += {"one above": 1.3, "one sure": np.log(classes)}.get(kind, 0)
+    used_N = labels_N >= 0
+    wide_NV = logits_NV.astype(np.float64)
+    p_NV = np.exp(wide_NV - wide_NV.max(-1, keepdims=True))
+    p_NV /= p_NV.sum(-1, keepdims=True)
+    onehot_NV = np.arange(classes) == labels_N[:, None]
+    value, gradient = ms.value_and_grad(lambda x: SummedCrossEntropy()(x, Tensor(labels_N))[0])(
+        Tensor(logits_NV)
+    )
+    _compare(value, -np.log(p_NV[onehot_NV]).sum())
+    exact_NV = (p_NV - onehot_NV) * used_N[:, None]
+    assert (np.abs(gradient.asnumpy() - exact_NV) <= BOUND * np.abs(exact_NV)).all()
+
+
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-def test_summed_loss(kind: str) -> None:
-    logits_NV = _values(kind, TOKENS, 512) * np.float32(kind == "noise")
+def test_summed_loss(kind: str, disturb: Disturb) -> None:
+    logits_NV = disturb(_values(kind, TOKENS, 512)) * np.float32(kind == "noise")
     labels_N = np.arange(TOKENS, dtype=np.int32) % 512
     wide_NV = logits_NV.astype(np.float64)
     exact = np.log(np.exp(wide_NV).sum(-1)) - wide_NV[np.arange(TOKENS), labels_N]

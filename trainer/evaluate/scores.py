@@ -63,8 +63,7 @@ def score_samples(
     size: samples per batch, dealt so that batches weigh nearly the same.
     """
     from janus.common.graph_cache import network_graphs
-    from janus.model.loss import TaskLoss
-    from janus.model.scoring import TokenScores
+    from janus.model.loss import TaskLoss, TokenScores
 
     token_scores = network_graphs(model.config).compile(TokenScores(TaskLoss(model, task)), f"score {task}")
     size = min(size, len(samples))
