@@ -54,6 +54,14 @@ def test_a_kept_graph_computes_with_the_current_weights(tmp_path: Path) -> None:
     assert (second.count, second.loaded) == (1, 1)
 
 
+def test_graphs_are_kept_where_there_is_no_entry_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert _run(Graphs({}, tmp_path), 10.0) == [11, 11]
+    assert sys.argv == ["-c"]
+
+
 def test_graphs_are_found_in_any_order_and_among_others(tmp_path: Path) -> None:
     first = Graphs({}, tmp_path)
     assert [_run(first, c)[0] for c in (10, 20, 30)] == [11, 21, 31]
