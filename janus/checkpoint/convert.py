@@ -41,10 +41,8 @@ def convert(source: ModelFolder, target: Path, layout: str, dtype: str | None) -
     if layout == "deepseek":
         tensors, field = to_deepseek_names(checkpoint.tensors, dtype), "torch_dtype"
     else:
-        tensors, field = (
-            {n: TensorToSave.joined({n: t}, dtype) for n, t in checkpoint.tensors.items()},
-            "dtype",
-        )
+        stored, field = checkpoint.tensors.items(), "dtype"
+        tensors = {name: TensorToSave.joined({name: tensor}, dtype) for name, tensor in stored}
     sizes = Counter[str]()
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.nbytes

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -108,6 +107,10 @@ class _Slot:
     """
 
     def __init__(self) -> None:
+        from mindspore.graph import api
+
+        if not Path(api.entry_script_path or "").is_file():  # `python -c`, a notebook: it would be read
+            api.entry_script_path = None
         self._root = Path(tempfile.mkdtemp(prefix="janus-graphs-"))
         atexit.register(shutil.rmtree, self._root, ignore_errors=True)
         self._folder = self._root / "rank_0" / "graph_cache"
@@ -121,10 +124,7 @@ class _Slot:
         switches = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}
         switches |= {"MS_COMPILER_CACHE_PATH": str(self._root)}
         before = {name: os.environ[name] for name in switches if name in os.environ}
-        script = sys.argv[0]
         os.environ.update(switches)
-        if not Path(script).is_file():  # `python -c`, a notebook: MindSpore reads the entry script
-            sys.argv[0] = __file__
         try:
             if kept is not None:
                 place.write_bytes(kept)
@@ -136,7 +136,6 @@ class _Slot:
                     written = path.read_bytes()
             return result, written
         finally:
-            sys.argv[0] = script
             for name in switches:
                 del os.environ[name]
             os.environ.update(before)

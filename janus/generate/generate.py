@@ -33,6 +33,8 @@ ROUND_TO = 32
 """Padded prompts and caches are a multiple of this long: few graphs serve all lengths."""
 
 Item = TypeVar("Item")
+_Batch = list[tuple[int, Item]]
+"""Numbers of what is generated, and its prompts."""
 OnToken = Callable[[], object]
 """Called after every step of a batch."""
 
@@ -125,19 +127,14 @@ class Generator:
         for batch, used in self._batches(list(zip(numbers, prompts, strict=True))):
             yield from self._draw(decoder, batch, sampling, on_token)[:used]
 
-    def _batches(self, items: list[Item]) -> Iterator[tuple[list[Item], int]]:
+    def _batches(self, items: _Batch[Item]) -> Iterator[tuple[_Batch[Item], int]]:
         """(batch, how many of it are used): the last batch is filled with its last item."""
         for start in range(0, len(items), self._batch):
             batch = items[start : start + self._batch]
             yield batch + batch[-1:] * (self._batch - len(batch)), len(batch)
 
     def _answer(
-        self,
-        decoder: _Decoder,
-        batch: list[tuple[int, Prompt]],
-        max_tokens: int,
-        sampling: Sampling,
-        on_token: OnToken,
+        self, decoder: _Decoder, batch: _Batch[Prompt], max_tokens: int, sampling: Sampling, on_token: OnToken
     ) -> list[np.ndarray]:
         """One batch of answers, until each row has ended."""
         numbers, eos = [number for number, _ in batch], self._special.eos
@@ -154,11 +151,7 @@ class Generator:
         return [answer_T[: (np.append(answer_T, eos) == eos).argmax() + 1] for answer_T in answers_BT]
 
     def _draw(
-        self,
-        decoder: _Decoder,
-        batch: list[tuple[int, np.ndarray]],
-        sampling: Sampling,
-        on_token: OnToken,
+        self, decoder: _Decoder, batch: _Batch[np.ndarray], sampling: Sampling, on_token: OnToken
     ) -> np.ndarray:
         """One batch of pictures, (B, T); the unconditional rows follow the conditional ones."""
         numbers, prompts = [number for number, _ in batch], [ids for _, ids in batch]

@@ -116,9 +116,8 @@ def activations(config: JanusConfig, task: str, work: Work, trained: Collection[
         kept += patches * ((vision.hidden_size if task == "vqa" else config.vq.embed_dim) + 2 * width)
     if task == "vqa" and "siglip" in trained:
         scores = work.images * vision.num_heads * config.num_image_tokens**2
-        kept += vision.num_layers * (
-            patches * (9 * vision.hidden_size + 3 * vision.intermediate_size) + scores
-        )
+        layer = patches * (9 * vision.hidden_size + 3 * vision.intermediate_size) + scores
+        kept += vision.num_layers * layer
     return kept
 
 

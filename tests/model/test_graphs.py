@@ -54,12 +54,17 @@ def test_a_kept_graph_computes_with_the_current_weights(tmp_path: Path) -> None:
     assert (second.count, second.loaded) == (1, 1)
 
 
-def test_graphs_are_kept_where_there_is_no_entry_script(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["-c"])
-    assert _run(Graphs({}, tmp_path), 10.0) == [11, 11]
-    assert sys.argv == ["-c"]
+def test_graphs_are_kept_where_there_is_no_entry_script(tmp_path: Path) -> None:
+    script = (
+        "import os; from pathlib import Path; from mindspore import Tensor, nn\n"
+        "from janus.common.graph_cache import Graphs\n"
+        "print(Graphs({}, Path(os.environ['KEPT'])).compile(nn.ReLU(), 'relu')(Tensor([-1.0, 2.0])).asnumpy())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KEPT": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout == "[0. 2.]\n", run.stderr
+    assert len(list(tmp_path.glob("*.mindir"))) == 1
 
 
 def test_graphs_are_found_in_any_order_and_among_others(tmp_path: Path) -> None:
