@@ -58,7 +58,8 @@ def test_graphs_are_kept_where_there_is_no_entry_script(tmp_path: Path) -> None:
     script = (
         "import os; from pathlib import Path; from mindspore import Tensor, nn\n"
         "from janus.common.graph_cache import Graphs\n"
-        "print(Graphs({}, Path(os.environ['KEPT'])).compile(nn.ReLU(), 'relu')(Tensor([-1.0, 2.0])).asnumpy())"
+        "relu = Graphs({}, Path(os.environ['KEPT'])).compile(nn.ReLU(), 'relu')\n"
+        "print(relu(Tensor([-1.0, 2.0])).asnumpy())"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KEPT": str(tmp_path)}
     command = [sys.executable, "-c", script]
