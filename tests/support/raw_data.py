@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipelines.cli import main
+from shards.check import STAMP
 
 
 def build_command(data: Path, root: Path, tokenizer: Path, *more: object) -> list[object]:
@@ -35,8 +36,9 @@ def run_well(*args: object) -> str:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The content of every file below the folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """The content of every file below the folder, but for the stamp of a full check, which holds times."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != STAMP)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def stages_of(work: Path) -> dict[str, dict[str, Any]]:
