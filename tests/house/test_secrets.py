@@ -49,7 +49,7 @@ def test_no_secret_in_logs_tables_manifests_or_configurations(tmp_path: Path) ->
     refused = output_of("pipelines", "download", "--data", tmp_path / "hub", "--source", "pubmedqa", code=2)
     assert "cannot be fetched" in refused
     refused += output_of("janus", "info", "some/model", code=2)
-    assert "the hub did not give it" in refused
+    assert "some/model" in refused
     assert "Traceback" not in refused
     run = ["--task", "text", "--model", model, "--shards", tmp_path / "shards", "--out", tmp_path / "run"]
     said += output_of("trainer", "train", *run, "--steps", 2, "--batch-size", 2, "--warmup-steps", 0)
