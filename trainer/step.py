@@ -22,7 +22,7 @@ from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
-from janus.model.kernels.cpu_gradients import row_sum
+from janus.model.kernels import body
 from janus.model.loss import TaskLoss, TokenScores
 from trainer.config import TrainConfig
 from trainer.evaluate.scores import Score, score_batch
@@ -77,18 +77,15 @@ class _Measure(nn.Cell):
     def __init__(self, buffers: list[Parameter], numbers: Parameter) -> None:
         super().__init__(auto_prefix=False)
         self.buffers, self.numbers = ParameterTuple(buffers), numbers
+        self.sum_of_squares = body().SumOfSquares()
         self.norm_place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS["grad_norm"]])
 
     def construct(self) -> Tensor:
         """Numbers as `NUMBERS` places them; nothing is changed."""
         squares = 0.0
         for i in range(len(self.buffers)):
-            squares = squares + _sum_of_squares(self.buffers[i])
+            squares = squares + self.sum_of_squares(self.buffers[i])
         return self.numbers + self.norm_place * ops.sqrt(squares)
-
-
-def _sum_of_squares(x: Tensor) -> Tensor:
-    return row_sum(ops.square(x).reshape(1, -1)).reshape(())
 
 
 class TrainStep:

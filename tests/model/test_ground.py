@@ -16,12 +16,11 @@ import pytest
 from mindspore import Tensor
 
 from janus.model.janus import place_images
+from janus.model.kernels.cpu import CrossEntropy, SumOfSquares
 from janus.model.kernels.cpu_gradients import AddBias, column_sum, row_sum
 from janus.model.layers import Embedding, LayerNorm, RMSNorm
-from janus.model.loss import SummedCrossEntropy
 from janus.model.vq import Grid, GroupNorm
 from janus.model.weights import Weights, random_source
-from trainer.step import _sum_of_squares
 
 BOUND = 2e-5
 TOKENS = 8 * 576 + 37
@@ -71,7 +70,7 @@ def test_row_sum_of_any_width(kind: str) -> None:
 def test_gradient_norm(kind: str, shape: tuple[int, ...]) -> None:
     x = _values(kind, *shape)
     exact = sum(np.square(block.astype(np.float64)).sum() for block in np.array_split(x, 64))
-    _compare(_sum_of_squares(Tensor(x)), np.array(exact))
+    _compare(SumOfSquares()(Tensor(x)), np.array(exact))
 
 
 @pytest.mark.parametrize("kind", ["constant", "noise"])
@@ -131,9 +130,7 @@ def test_cross_entropy_over_all_classes(kind: str, classes: int) -> None:
     p_NV = np.exp(wide_NV - wide_NV.max(-1, keepdims=True))
     p_NV /= p_NV.sum(-1, keepdims=True)
     onehot_NV = np.arange(classes) == labels_N[:, None]
-    value, gradient = ms.value_and_grad(lambda x: SummedCrossEntropy()(x, Tensor(labels_N))[0])(
-        Tensor(logits_NV)
-    )
+    value, gradient = ms.value_and_grad(lambda x: CrossEntropy()(x, Tensor(labels_N)))(Tensor(logits_NV))
     _compare(value, -np.log(p_NV[onehot_NV]).sum())
     exact_NV = (p_NV - onehot_NV) * used_N[:, None]
     assert (np.abs(gradient.asnumpy() - exact_NV) <= BOUND * np.abs(exact_NV)).all()
@@ -145,4 +142,4 @@ def test_summed_loss(kind: str, disturb: Disturb) -> None:
     labels_N = np.arange(TOKENS, dtype=np.int32) % 512
     wide_NV = logits_NV.astype(np.float64)
     exact = np.log(np.exp(wide_NV).sum(-1)) - wide_NV[np.arange(TOKENS), labels_N]
-    _compare(SummedCrossEntropy()(Tensor(logits_NV), Tensor(labels_N))[0], exact.sum())
+    _compare(CrossEntropy()(Tensor(logits_NV), Tensor(labels_N)), exact.sum())

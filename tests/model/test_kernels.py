@@ -84,6 +84,13 @@ CASES = {
     "rms norm, blocks": (_made("RMSNorm", 1e-6), (_random(1100, 16), _random(16)), 2),
     "swiglu": (_made("SwiGLU"), (_random(5, 8), _random(8, 5).reshape(5, 8)), 2),
     "gelu": (_made("Gelu"), (_random(5, 8) * 2,), 1),
+    "cross-entropy": (
+        _made("CrossEntropy"),
+        # The first row's label is far below its top, the last is unused.
+        (_random(4, 9) * 40, _integers(8, 3, 0, -100)),
+        1,
+    ),
+    "sum of squares": (_made("SumOfSquares"), (_random(7, 11),), 1),
     "rotary": (_Turned, (_random(9, 16),), 1),
     "attention": (
         _made("Attention", 8, True),

@@ -26,7 +26,7 @@ from janus.model.kernels.cpu_gradients import CHAIN, AddBias
 from janus.model.kernels.plain import MASKED
 
 __all__ = ["AddBias", "Attention", "Conv3x3", "Embed", "Gelu", "GroupNorm", "LayerNorm", "RMSNorm", "Rotary"]
-__all__ += ["SegmentAttention", "SwiGLU"]
+__all__ += ["CrossEntropy", "SegmentAttention", "SumOfSquares", "SwiGLU"]
 
 
 class Embed(nn.Cell):
@@ -166,6 +166,31 @@ class Gelu(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """The shape of x."""
         return self.gelu(x)[0]
+
+
+class CrossEntropy(nn.Cell):
+    """See `gradients.CrossEntropy`."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.cross_entropy = gradients.CrossEntropy()
+
+    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        """The sum, a scalar."""
+        return self.cross_entropy(logits_NV, labels_N)[0]
+
+    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(−log p(label), likeliest class), (N,) each."""
+        nll_N1, class_N1, _, _ = gradients.negative_log_p(logits_NV, labels_N)
+        return nll_N1.reshape(-1), class_N1.reshape(-1)
+
+
+class SumOfSquares(nn.Cell):
+    """Products with ones; ReduceSum is far slower."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """A scalar."""
+        return gradients.row_sum(ops.square(x).reshape(1, -1)).reshape(())
 
 
 class GroupNorm(nn.Cell):

@@ -3,7 +3,8 @@
 Automatic differentiation builds slow graphs of them. A backward reuses what its forward has computed: such a
 value is given behind the result. An input without a gradient gets zeros, which nobody reads.
 
-Shapes: P flat tokens, D width, B rows, H heads, S slots, K head width, F inner width.
+Shapes: P flat tokens, D width, B rows, H heads, S slots, K head width, F inner width,
+N states that predict, V classes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _matmul_transposed = ops.MatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()
 _batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
 _transposed_batch_matmul = ops.BatchMatMul(transpose_a=True)
+_softmax = ops.Softmax(-1)
+_top = ops.ArgMaxWithValue(axis=1, keep_dims=True)
 
 
 def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
@@ -244,3 +247,43 @@ class Gelu(nn.Cell):
         """dy · (Φ(x) + x · φ(x))."""
         density = ops.exp(ops.square(x) * -0.5) * DENSITY_AT_0
         return (dout[0] * (out[1] + x * density),)
+
+
+class CrossEntropy(nn.Cell):
+    """Σ −log p(label) over the rows whose label is not negative, with what its gradient takes from it."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.subtract_at = ops.TensorScatterSub()
+
+    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
+        """(sum, the kernel's softmax, its row sums, where each row's label is)."""
+        nll_N1, _, softmax_NV, total_N1 = negative_log_p(logits_NV, labels_N)
+        used_N1 = (labels_N >= 0).astype("float32").reshape(-1, 1)
+        # Not in the backward: it would not build with the functions that make it.
+        row_N = ops.arange(labels_N.shape[0]).astype(labels_N.dtype)
+        label_N2 = ops.stack((row_N, ops.maximum(labels_N, 0)), 1)
+        return column_sum(nll_N1 * used_N1).reshape(()), softmax_NV, total_N1, label_N2
+
+    def bprop(self, logits_NV: Tensor, labels_N: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """(p − onehot) on the used rows; labels have none."""
+        _, softmax_NV, total_N1, label_N2 = out
+        scale_N1 = (labels_N >= 0).astype("float32").reshape(-1, 1) * dout[0]
+        ones_1V = ops.ones((1, logits_NV.shape[1]), logits_NV.dtype)
+        scaled_NV = softmax_NV * spread(scale_N1 / total_N1, ones_1V)
+        return self.subtract_at(scaled_NV, label_N2, scale_N1.reshape(-1)), ops.zeros_like(labels_N)
+
+
+def negative_log_p(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """−log p(label), class of the top logit, the kernel's softmax (N, V), its row sums; the rest (N, 1).
+
+    −log p(label) = top − logit(label) − log p(top): p(top) is never tiny, so nothing overflows and its
+    logarithm is safe. The kernel may divide by a sum in one chain: p is its softmax over that one's row sum.
+    Where a label is negative, the score is that of class 0.
+    """
+    class_N1, top_N1 = _top(logits_NV)
+    softmax_NV = _softmax(logits_NV)
+    total_N1 = row_sum(softmax_NV)
+    p_top_N1 = ops.gather_d(softmax_NV, 1, class_N1) / total_N1
+    logit_N1 = ops.gather_d(logits_NV, 1, ops.maximum(labels_N, 0).reshape(-1, 1))
+    return top_N1 - logit_N1 - ops.log(p_top_N1), class_N1, softmax_NV, total_N1

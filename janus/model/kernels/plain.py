@@ -135,6 +135,28 @@ class SegmentAttention(nn.Cell):
         return self.attention(q, k, v, places[0]).swapaxes(1, 2).reshape(q_PD.shape)
 
 
+class CrossEntropy(nn.Cell):
+    """Σ −log p(label) over the rows whose label is not negative."""
+
+    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        """The sum, a scalar."""
+        return (self.scores(logits_NV, labels_N)[0] * (labels_N >= 0).astype("float32")).sum()
+
+    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(−log p(label), likeliest class), (N,) each. A negative label has the score of class 0."""
+        log_p_NV = ops.log_softmax(logits_NV, -1)
+        label_N1 = ops.maximum(labels_N, 0).reshape(-1, 1)
+        return -ops.gather_d(log_p_NV, 1, label_N1).reshape(-1), ops.argmax(logits_NV, -1)
+
+
+class SumOfSquares(nn.Cell):
+    """Σ x² over all elements."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """A scalar."""
+        return ops.square(x).sum()
+
+
 class GroupNorm(nn.Cell):
     """(x − mean) / √(variance + ε) · w + b, over the pixels of a picture and the channels of a group."""
 
