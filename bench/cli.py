@@ -1,7 +1,5 @@
 """`python -m bench`: measure, print the table, write RESULTS.md and results.json."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -7,8 +7,6 @@ that no training sample has. Their words are known, their combinations are new.
 
 # Shapes: H W pixels, C channels.
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

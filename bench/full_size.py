@@ -5,8 +5,6 @@
 Random weights; one sample a call. One forward of each task, then training steps of one stage on t2i.
 """
 
-from __future__ import annotations
-
 import resource
 import time
 from dataclasses import replace

@@ -10,8 +10,6 @@ weight would hold, while products and moments stay float32.
 
 # Shapes: P flat tokens, B rows of S attention slots, N states that predict; see trainer/stream/shapes.py.
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack

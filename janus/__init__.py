@@ -1,7 +1,5 @@
 """Janus-Pro: the network, its tokens, prompts, image preparation and checkpoints."""
 
-from __future__ import annotations
-
 import os
 
 # MindSpore reads this when it is imported. Its warnings speak to its own developers (a graph "has been

@@ -4,8 +4,6 @@ A command calls `use` before its first tensor. Code that may run without a comma
 calls `current`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,12 +3,11 @@
 Sizes and the order of operations follow Janus-Pro's reference preprocessor.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
@@ -45,7 +44,7 @@ class ImagePreparation:
         return num_image_tokens(self.image_size)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ImagePreparation:
+    def from_folder(cls, folder: Path) -> Self:
         """Read `preprocessor_config.json` of a model or tokenizer folder.
 
         Raises UserError if it is missing, broken, or normalises pixels unlike Janus-Pro.

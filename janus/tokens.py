@@ -3,8 +3,6 @@
 Special tokens enter a sequence only by their ids, looked up by name: the 1B and 7B tables differ.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`python -m pipelines`."""
 
-from __future__ import annotations
-
 from pipelines.cli import main
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ pipelines sample --data data/sample
 pipelines build --data data/sample --tokenizer data/sample/tokenizer
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Workers start fresh (forkserver or spawn), never forked from a process with thre
 separate process: a row that kills the process that reads it must not kill the build.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

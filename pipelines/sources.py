@@ -3,8 +3,6 @@
 `<data>/revisions.json` says which commit of each was downloaded; the manifest repeats it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

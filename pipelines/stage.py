@@ -6,8 +6,6 @@ version of the code. Raw files enter by path, size and modification time (ns): a
 goes unnoticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping

@@ -7,8 +7,6 @@ time, so memory stays flat as files grow. `<work>/images/<kind>-<part>.arrow` ho
 batch; `<kind>.index.arrow` says where each one is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ start hashes only files that have changed since. A change that leaves those alon
 read. The stamp is in the shards' folder or, where that cannot be written to, in the user's cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

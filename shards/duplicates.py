@@ -14,8 +14,6 @@ in `pictures.parquet`; its sha256 stands in the manifest.
 
 # Shapes: N hashes of B bytes: W words of bits and C levels of colour.
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path

@@ -4,8 +4,6 @@
 which shows whether it was edited.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

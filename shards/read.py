@@ -5,14 +5,12 @@ read. `TaskRows` checks each row's content hash whenever it is read, so damage i
 size is named by shard, row and sample. `check.py` finds all of it at once.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +60,7 @@ class ShardSet:
         self._shards = shards
 
     @classmethod
-    def open(cls, folder: str | Path) -> ShardSet:
+    def open(cls, folder: str | Path) -> Self:
         """Open and check; raises UserError naming each shard that is not as the manifest says."""
         folder = Path(folder)
         manifest = load_manifest(folder)
@@ -73,7 +71,7 @@ class ShardSet:
         """The (split, task) pairs that have rows, sorted."""
         return sorted({(entry.split, entry.task) for entry in self.manifest.shards})
 
-    def rows(self, split: str, task: str) -> TaskRows:
+    def rows(self, split: str, task: str) -> "TaskRows":
         """All rows of one task in one split, shard after shard. UserError if there are none."""
         entries = [e for e in self.manifest.shards if (e.split, e.task) == (split, task)]
         if not entries:

@@ -7,13 +7,11 @@ end of the buffer: a damaged shard gives wrong bytes, which the hash tells, neve
 
 # Shapes: R rows of a block, N rows of all batches, F fields.
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +36,7 @@ class RowBytes:
     lengths_RF: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[Any]]) -> RowBytes:
+    def of(cls, rows: Sequence[Sequence[Any]]) -> Self:
         """At least one row, each with the bytes of every field, None for null."""
         lengths = [[-1 if field is None else len(field) for field in row] for row in rows]
         columns: list[Sequence[Any]] = [

@@ -2,10 +2,9 @@
 
 # Shapes: R rows, K tokens of all rows, L spans of all rows.
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +103,7 @@ class RowBlock:
     images: Sequence[np.ndarray | None]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> RowBlock:
+    def of(cls, samples: Sequence[Sample]) -> Self:
         """The samples, at least one, as a block."""
         starts_L, ends_L = np.concatenate([sample.supervised for sample in samples]).T
         codes = [sample.image_tokens for sample in samples]

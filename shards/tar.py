@@ -4,8 +4,6 @@
 finds each member, whose bytes are views into the memory-mapped file.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import mmap

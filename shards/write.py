@@ -5,8 +5,6 @@ next batch while one is written, so memory holds two or three. Write into a temp
 last, then `publish` it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Iterable, Iterator

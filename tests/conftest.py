@@ -1,7 +1,5 @@
 """Fixtures shared by the suite."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

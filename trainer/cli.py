@@ -1,7 +1,5 @@
 """The `trainer` command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

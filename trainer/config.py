@@ -4,8 +4,6 @@ The fields of `TrainConfig` are both the options and the YAML keys of `trainer t
 recipe, a recipe the stage's defaults (`janus/model/stages.py`), and those the defaults here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial

@@ -10,8 +10,6 @@ for the first step:
 `ops.AdamWeightDecay` is one kernel without the two corrections; `adamw_rates` puts them into its arguments.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

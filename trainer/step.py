@@ -6,8 +6,6 @@ gradients (clipping, AdamW) or they are discarded.
 
 # Shapes: see trainer/stream/shapes.py for a batch's arrays.
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """A training run: open and check everything, then step, record, validate and save."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Rows about the pipeline: pictures, tokenising, and memory as the data grow."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

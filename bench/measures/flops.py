@@ -1,7 +1,5 @@
 """Operations of a text step, attention over the spans given; formulas in `janus/inspect/costs.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from janus.inspect.costs import transformer_operations

@@ -4,15 +4,13 @@ The child's real standard output carries the answers; whatever libraries print g
 library only: a peer's interpreter may hold nothing of ours.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 Job = Callable[..., Any]
@@ -65,7 +63,7 @@ class Side:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
-    def __enter__(self) -> Side:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """Rows about the reader alone, beside webdataset, LitData, mosaicml-streaming and Hugging Face's datasets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any

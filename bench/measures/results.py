@@ -1,7 +1,5 @@
 """A row of the table, and the table as Markdown and JSON."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

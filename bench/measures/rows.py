@@ -1,7 +1,5 @@
 """The rows of the table, in its order, and what measures each; rows measured together share their sides."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What all rows of one session share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The row about starting: the same training run, started a second time."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

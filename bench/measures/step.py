@@ -1,7 +1,5 @@
 """Rows about the training step: padding, mixing, PyTorch, the published recipe, floating-point rate."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -3,8 +3,6 @@
 python -m bench.sides.bare_images IMAGES.arrow
 """
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 python -m bench.sides.bare_tokens tokenizer.json INGESTED
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

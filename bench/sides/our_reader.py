@@ -3,8 +3,6 @@
 python -m bench.sides.our_reader FOLDER TASK
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

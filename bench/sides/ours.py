@@ -3,8 +3,6 @@
 python -m bench.sides.ours FOLDER TASK COUNTS, COUNTS as JSON: samples of each task in every step.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -5,8 +5,6 @@ Op by op, rows padded to 1024, logits of every position, and codes of t2i pictur
 python -m bench.sides.published FOLDER COUNTS
 """
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import replace

@@ -6,8 +6,6 @@ of every position), image tokens through the generation head for t2i; clipping; 
 python -m bench.sides.pytorch CONFIG.json THREADS. Nothing of ours is imported but the link.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

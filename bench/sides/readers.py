@@ -6,8 +6,6 @@ A batch is ready when ids and labels are padded arrays, pictures one array. Samp
 order and in this process, the fastest these libraries were seen; none of them checks a row's content.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ Every tensor that both layouts have keeps its bits, unless a dtype is given. Bot
 safetensors, without the `UNUSED` tensors that DeepSeek's own files hold.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ transformers' config.json (`model_type: janus`) states every size, mostly under 
 DeepSeek builds on. What it states must agree with the weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isqrt

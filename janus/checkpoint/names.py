@@ -4,8 +4,6 @@ In DeepSeek's layout SigLIP's q, k and v are one tensor, and its position embedd
 It also has SigLIP's pooling head and a record of the codes met in training, on which no output depends.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@
 torch's .bin, in one file or in parts with an index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

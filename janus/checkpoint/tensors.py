@@ -7,14 +7,12 @@ and keeps all tensors in memory when it saves. The optimizer's state, float32 an
 with mindone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -97,13 +95,13 @@ class TensorToSave(_FileTensor):
     chunks: Callable[[], Iterable[np.ndarray]]  # the elements in the file's dtype, one part after another
 
     @classmethod
-    def of(cls, tensor: Any) -> TensorToSave:
+    def of(cls, tensor: Any) -> Self:
         """A Tensor or Parameter of MindSpore, read from the device when it is written."""
         dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
         return cls(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])
 
     @classmethod
-    def joined(cls, parts: Mapping[str, StoredTensor], dtype: str | None = None) -> TensorToSave:
+    def joined(cls, parts: Mapping[str, StoredTensor], dtype: str | None = None) -> Self:
         """Stored tensors by name, joined along their first axis; in `dtype` (F32, BF16) or their own (None).
 
         Raises UserError when it is written, where it casts NaN or infinity.

@@ -5,8 +5,6 @@ storages, and `data/<key>`, the storages. The pickle may name only what rebuilds
 an inert stand-in of ours, anything else is refused by name before it is looked up.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import zipfile

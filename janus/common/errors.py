@@ -1,7 +1,5 @@
 """Errors that a user can cause and fix: one line, exit code 2, no traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import click

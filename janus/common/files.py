@@ -3,8 +3,6 @@
 An atomic write goes to `.tmp-…` in the same folder, is flushed to the disk, and gets its name last.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -11,8 +11,6 @@
 A user's mistake is answered with one line and exit code 2.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """`janus generate`: a model, prompts and perhaps a picture in; answers or picture files out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -11,8 +11,6 @@ Shapes: B rows, S positions of a padded prompt, P = B·S flat tokens, R = B·H·
 the cache, D width, H heads, K head width, V classes, I images of H×W pixels.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 

@@ -3,8 +3,6 @@
 Shapes: H×W pixels, C channels, T tokens of an image.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

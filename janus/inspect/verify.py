@@ -7,8 +7,6 @@ A folder of cases holds `cases.safetensors` (inputs and expected values in float
 Shapes: B rows, S positions, I images, T tokens of an image, N supervised positions, V classes.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterator

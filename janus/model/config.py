@@ -1,8 +1,7 @@
 """Sizes of a Janus-Pro network, and presets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class JanusConfig:
         """Tokens of one image, for understanding and for generation alike."""
         return self.vision.num_image_tokens
 
-    def with_vocabulary(self, vocab_size: int) -> JanusConfig:
+    def with_vocabulary(self, vocab_size: int) -> Self:
         """The same network with another number of rows in the embedding table and lm_head."""
         return replace(self, text=replace(self.text, vocab_size=vocab_size))
 

@@ -4,8 +4,6 @@ Shapes: P flat tokens, I images, T tokens of an image, M = I·T, D width, V voca
 N supervised positions.
 """
 
-from __future__ import annotations
-
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import JanusConfig

@@ -7,8 +7,6 @@ Shapes: P flat positions, D width, B rows, H heads, S slots, K head width, F out
 E width of an embedding.
 """
 
-from __future__ import annotations
-
 from mindspore import Tensor, mint, nn, ops
 
 from janus.model.kernels import body

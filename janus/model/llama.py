@@ -6,8 +6,6 @@ them apart in attention.
 Shapes: P flat tokens, B attention rows of S slots, D width, K head width.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mindspore import Tensor, nn

@@ -8,8 +8,6 @@ Shapes: P flat tokens, B rows of S attention slots, I images, T tokens of an ima
 classes, N states that predict (static; unused ones carry a negative label).
 """
 
-from __future__ import annotations
-
 from mindspore import Tensor, nn, ops
 
 from janus.model.janus import Janus, place_images

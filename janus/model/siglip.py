@@ -3,8 +3,6 @@
 Shapes: I images, T patches of an image, M = I·T, D width, H heads, K head width.
 """
 
-from __future__ import annotations
-
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import VisionConfig

@@ -3,8 +3,6 @@
 What a stage trains is fixed; the rest are defaults, which a recipe or the command line may override.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

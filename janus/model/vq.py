@@ -5,8 +5,6 @@ Activations are rows of channels, one for each pixel.
 Shapes: I images, H×W pixels, P = I·H·W rows, C channels, T = h·w latent positions, E code width, V codes.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

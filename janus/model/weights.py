@@ -4,8 +4,6 @@ A Cell asks `weights.take("weight", shape)` for each parameter, so names and sha
 beside the code that uses them, and a parameter has its value when it is made.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from math import prod
@@ -24,7 +22,7 @@ class Weights:
         self._source = source
         self._prefix = prefix
 
-    def __truediv__(self, name: object) -> Weights:
+    def __truediv__(self, name: object) -> "Weights":
         return Weights(self._source, f"{self._prefix}{name}.")
 
     def take(self, name: str, shape: tuple[int, ...], kind: str = "fan_in") -> Parameter:

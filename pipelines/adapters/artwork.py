@@ -1,7 +1,5 @@
 """Artwork: a CSV per set with a picture's path and its caption, caption → picture."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The JSON mixes types and nests, so rows are read one by one in Python; upstream has about 14,000.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The datasets that come as parquet files, PubMedQA and ROCO. Columns are checked before any row is read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

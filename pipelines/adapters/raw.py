@@ -1,7 +1,5 @@
 """What adapters share: the raw row, finding files, reading pictures, texts that may not be UTF-8."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

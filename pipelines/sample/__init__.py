@@ -5,8 +5,6 @@ Every answer follows from the question's own rule or from the picture. A small t
 special tokens and a model folder `tiny` to train from come with it.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

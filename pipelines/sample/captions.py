@@ -3,8 +3,6 @@
 No caption is used twice, so ROCO's own train, validation and test share nothing.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from itertools import product

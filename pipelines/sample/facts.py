@@ -4,8 +4,6 @@ A drug's ending says what it treats, its first letter when to take it: rules tha
 from some of the drugs and apply to the others.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 from random import Random

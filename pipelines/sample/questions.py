@@ -5,8 +5,6 @@ each picture freely. As upstream: `<image>` before or after the question, intege
 two turns (on every eighth picture), and a row whose picture is missing.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from random import Random

@@ -6,8 +6,6 @@ figure lies (a triangle mostly in the lower half; a square fills the box, a circ
 
 # Shapes: H W pixels, C channels, K colours.
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from random import Random

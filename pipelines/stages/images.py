@@ -4,8 +4,6 @@ Workers read and write files themselves, so no pixels travel between processes. 
 decoded rejects every row that names it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ The adapters know where fields lie. What holds for every source is done here: te
 empty text or an unusable picture are rejected, rows and pictures are hashed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

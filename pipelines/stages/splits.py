@@ -17,8 +17,6 @@ A question is a user turn, lower-cased, with white space collapsed; for text-to-
 Near-duplicates are pictures whose perceptual hashes differ in at most `shards.duplicates.NEAR` of their bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ One part file per batch of rows, with an entry for each row, so that positions s
 limit is rejected, never cut: it would lose its end or its image.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ in `<work>/.vq-parts/<key>/`, each an atomic write: a killed run resumes after i
 the encoder's weights and the pictures; parts of another key are deleted.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 Small columns decide which row goes where; the shards are then streamed a few rows at a time.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from itertools import product

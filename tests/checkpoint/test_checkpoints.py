@@ -1,7 +1,5 @@
 """Checkpoints of both layouts: opened, converted there and back, refused where they do not fit together."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Names and shapes of the full-size networks in both layouts, against the published keymaps, line by line."""
 
-from __future__ import annotations
-
 import json
 from ast import literal_eval
 from dataclasses import replace

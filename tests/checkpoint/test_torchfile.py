@@ -1,7 +1,5 @@
 """torch's .bin, read without torch: what is let through, and what is refused and not run."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """The whole pipeline through its commands: skipped when unchanged, the same for any workers, counted."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

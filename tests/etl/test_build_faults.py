@@ -1,7 +1,5 @@
 """The build under fault: killed anywhere, out of memory, out of room; run again, it ends as ever."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

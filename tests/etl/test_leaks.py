@@ -1,7 +1,5 @@
 """Near-duplicates stay on one side, `verify --leaks` names those that do not; others stay apart."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import shutil

@@ -1,7 +1,5 @@
 """Chunks over processes: in order, and a row on which its worker dies is found, named and left out."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -3,8 +3,6 @@
 Paths, encodings, types and texts nobody has read; the good rows around them must come through unharmed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The synthetic data set: the same every time, usable from end to end, never over other files."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Splits: nothing shared across sides, nothing lost without a reason, the same whatever the order."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

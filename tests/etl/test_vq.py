@@ -1,7 +1,5 @@
 """Stage vq: the reference's codes, resumed after a kill, run again for other weights."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A start hashes what changed since the last full check; `shards seal` accepts what was edited on purpose."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -1,7 +1,5 @@
 """`shards inspect`, `show` and `verify`, run as a user runs them."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever happens to a folder of shards, it is named; nothing damaged is read in silence."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

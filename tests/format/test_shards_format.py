@@ -1,7 +1,5 @@
 """The shard format: what is written comes back, in both formats, however it arrived."""
 
-from __future__ import annotations
-
 import random
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`shards preview` as a user runs it: what the page says, how large it is, and that data cannot harm it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """The benchmark: its rules (targets, table, operations), a side that cannot start, rows on real shards."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `make demo` takes for a proof: right pictures count, wrong ones do not, a missed bound fails."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Who may import whom, and commands that answer before anything slow is imported."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -7,8 +7,6 @@ Order and shards are the same on every processor. Weights round differently on a
 frozen for each processor they were computed on; elsewhere losses and norms are held to a tolerance.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

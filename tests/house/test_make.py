@@ -1,7 +1,5 @@
 """What the Makefile promises: help that names everything, and paths as people have them."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

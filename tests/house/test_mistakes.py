@@ -1,7 +1,5 @@
 """What the known mistakes cost: each deviates as it says, and every run gives finite figures."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

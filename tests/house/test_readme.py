@@ -1,7 +1,5 @@
 """What README tells a newcomer to type: its Python runs, its commands and targets are there."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

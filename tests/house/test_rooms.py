@@ -1,7 +1,5 @@
 """The house stays one to find one's way in: no folder too full, no file too long or too short."""
 
-from __future__ import annotations
-
 import pytest
 from paths import ROOT
 

@@ -1,7 +1,5 @@
 """No token of the environment reaches anything that is written or printed; nothing of the data is run."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

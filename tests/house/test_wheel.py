@@ -1,7 +1,5 @@
 """The wheel, installed alone into an environment of its own, has all that its commands need."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """`--device` acts in every command that computes: a device that is missing here is one line, exit code 2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -3,8 +3,6 @@
 Shapes: S positions, V classes, T tokens of an image.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Graphs kept from one start to the next: found again, never the wrong one, never damaged."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -6,8 +6,6 @@ In one chain of n equal terms the roundings of a sum near its end all go one way
 Shapes: P rows, F columns; N states, V classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import mindspore as ms

@@ -1,7 +1,5 @@
 """`janus info`: sizes, parameters and the bytes of a stage, without a single weight allocated; operations."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Bounds: a value or gradient is a sum of at most a few dozen products here, so fl
 root of their number, times a dozen operations one behind the other, times the largest entry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The network against the reference implementation; what neighbours, padding and dtype may change."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 
 # Shapes: H W pixels, C channels, T tokens, E code width, V codes.
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 That 1×6, 6×1 and 3×2 give the same losses and parameters is in tests/stream/test_trainer_data.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

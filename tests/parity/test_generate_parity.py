@@ -8,8 +8,6 @@ all of them, and draws with `torch.multinomial`; for the sampled pictures that o
 Shapes: V classes, H×W pixels.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -5,8 +5,6 @@ Needs the extra `parity`; run by `make test-parity`.
 Shapes: B rows, S positions, I images, T tokens of an image.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@ Needs the extra `parity`; run by `make test-parity`. Random weights: their laten
 Shapes: H×W pixels, C channels, P latent positions, E code width, V codes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The written pages in a real browser: the gallery works; everything is legible and no data is run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Shapes: N states that predict, V classes.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run shows and leaves beside its numbers: live progress, TensorBoard events, its report."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

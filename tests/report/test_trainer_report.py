@@ -1,7 +1,5 @@
 """`trainer report` as a user runs it: a finished run, one in progress, several, nothing."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """One model and one folder of shards for all runs of these tests; each has an `--out` of its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Checkpoints are whole or passed over; of each step there is at most one, and the newest are kept."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

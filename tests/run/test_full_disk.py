@@ -1,7 +1,5 @@
 """A disk that is full: one line, the checkpoint before it whole, and the run goes on once there is room."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ For each task, and for all in one, a run is killed at five points drawn from a s
 and saves; it is resumed after each.
 """
 
-from __future__ import annotations
-
 import random
 import signal
 import subprocess

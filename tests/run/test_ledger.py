@@ -1,7 +1,5 @@
 """What the ledger says of a run: every step's samples, the ratio exact in every window."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Steps that are not finite stop a run before they are applied, or are skipped if that is allowed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

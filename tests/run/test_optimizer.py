@@ -1,7 +1,5 @@
 """The optimizer against PyTorch's formulas in float64, and the learning rate by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

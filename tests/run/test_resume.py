@@ -1,7 +1,5 @@
 """A resumed run equals one that was not stopped; what would change its numbers is named, or accepted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

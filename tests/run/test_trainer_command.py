@@ -1,7 +1,5 @@
 """`trainer train` as a user runs it, on a very small model: all tasks, both modes, resumed, refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

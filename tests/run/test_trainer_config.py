@@ -1,7 +1,5 @@
 """Options: one field gives option, YAML key and help; what is wrong is one line with the way out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

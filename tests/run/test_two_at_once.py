@@ -1,7 +1,5 @@
 """Two at once in one folder: the second is told so and harms nothing; who was killed locks nothing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

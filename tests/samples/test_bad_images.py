@@ -1,7 +1,5 @@
 """Odd pictures are used with the right pixels; files that are not pictures have their rows rejected."""
 
-from __future__ import annotations
-
 import io
 import struct
 import tracemalloc

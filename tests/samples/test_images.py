@@ -1,7 +1,5 @@
 """Image preparation against the reference implementation's pixels, for every shape of picture."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prompts and spans against the reference implementation's ids."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 

@@ -1,7 +1,5 @@
 """What holds for any text: labels are answer and EOS, ids are in the table."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

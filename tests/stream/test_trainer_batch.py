@@ -1,7 +1,5 @@
 """Samples to arrays: what is supervised, what each state sees, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Rows a run uses, and what is refused before the first step."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Which rows make step k, how many of each task, at which learning rate."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import pairwise
 

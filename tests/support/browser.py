@@ -3,8 +3,6 @@
 Tests that need it skip where there is none; with JANUS_TEST_BROWSER=required (`make test-browser`) they fail.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

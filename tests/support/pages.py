@@ -1,7 +1,5 @@
 """A written page taken apart: its elements, its data, and whether it stands alone."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Where the shared reference material stands, and a mark for tests that need it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

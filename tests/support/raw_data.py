@@ -1,7 +1,5 @@
 """Raw datasets made by hand in the hub's layouts: a few rows, each as dirty as a test wants it."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

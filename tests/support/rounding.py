@@ -1,7 +1,5 @@
 """How far float32 may be from the exact result: from the operation, not from what one machine gave."""
 
-from __future__ import annotations
-
 import numpy as np
 
 UNIT = 2.0**-24

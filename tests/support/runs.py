@@ -1,7 +1,5 @@
 """`trainer train`, here or in a process that can be killed, and what a run leaves, to be compared."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Small folders of shards for tests: rows made with numpy, a word tokenizer, any of both formats."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """torch's .bin files without torch: a zip of a pickle and storages, put together by hand."""
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections.abc import Mapping

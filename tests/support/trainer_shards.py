@@ -1,7 +1,5 @@
 """A very small model folder, and shards for it: words, noise pictures of 16 tokens, drawn codes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path

@@ -5,8 +5,6 @@ The prompt is the question as in training, without its abstract. The answers com
 accuracy and the mean F1 of yes, no and maybe (Jin et al. 2019, arXiv:1909.06146).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

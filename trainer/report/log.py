@@ -1,7 +1,5 @@
 """What a run says while it runs: a line per step, `metrics.jsonl`, `train.log`, TensorBoard's event files."""
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

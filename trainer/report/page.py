@@ -1,7 +1,5 @@
 """`trainer report`: one HTML page and PNGs that show how runs went, several laid over each other."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace

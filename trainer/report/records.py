@@ -4,8 +4,6 @@ Reading is tolerant, because the run may be in progress or of an older version: 
 and a line that cannot be read is counted.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -5,8 +5,6 @@
 every other file, and of itself; the folder gets its name when all of it is on the disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

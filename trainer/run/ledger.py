@@ -5,8 +5,6 @@ Each save replaces the last file by an atomic write, so its bytes follow from it
 killed and resumed has the same files as one that was not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

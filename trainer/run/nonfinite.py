@@ -4,8 +4,6 @@
 micro-batch, `0.vqa.input_ids_P`) and `numbers.json`. The step has not been applied.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable

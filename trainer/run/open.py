@@ -1,7 +1,5 @@
 """The folder of a run, and all that is opened, checked and said before the first step."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack

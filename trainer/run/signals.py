@@ -5,11 +5,10 @@ take minutes. So separate threads receive the signals. SIGINT is blocked for all
 runs, MindSpore installs a SIGINT handler that sends SIGTERM instead.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
+from typing import Self
 
 import click
 
@@ -33,7 +32,7 @@ class StopSignals:
         """0 after SIGTERM or no signal, 130 after Ctrl-C."""
         return EXIT_CODES[self.received] if self.received else 0
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         self._entered = True
         self._old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         read, self._write = os.pipe()

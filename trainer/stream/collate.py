@@ -7,11 +7,10 @@ placeholder token, which no text can spell; nothing is derived from pad ids.
 
 # Shapes: M micro-batches, N samples of one; R rows of all, K their tokens, L their spans; those of a `Batch`.
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import Self
 
 import numpy as np
 
@@ -141,7 +140,7 @@ class _Layout:
     first_L: np.ndarray
 
     @classmethod
-    def of(cls, rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> _Layout:
+    def of(cls, rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> Self:
         # As wide as the shape, so that packing a micro-batch does not depend on its neighbours.
         used_MN = np.arange(max(shape.samples, counts_M.max())) < counts_M[:, None]
         lengths_MN = np.zeros(used_MN.shape, np.int64)

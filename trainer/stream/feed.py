@@ -3,8 +3,6 @@
 `plan.py` says which rows make step k; here they are read, checked and collated, for any step in any order.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """From a ratio and a batch size to the exact number of samples of each task in every step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import gcd
 

@@ -10,8 +10,6 @@ micro-batches does not change its samples.
 
 # Shapes: S steps, C samples of a step, G groups of consecutive samples, E epochs, R rows.
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ hold no parameters. `plain.py` says what is computed. `cpu.py` computes the same
 and gradients against the plain ones. Another device gets a file of its own and a line in `BODIES`.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 

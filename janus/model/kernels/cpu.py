@@ -14,8 +14,6 @@ Shapes: P flat tokens or pixels, D width, B rows, H heads, S slots, K head width
 C channels, N states that predict, V classes, E width of an embedding.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

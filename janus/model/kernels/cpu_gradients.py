@@ -7,8 +7,6 @@ Shapes: P flat tokens, D width, B rows, H heads, S slots, K head width, F inner 
 N states that predict, V classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from mindspore import Tensor, nn, ops
 

@@ -4,8 +4,6 @@ Shapes: P flat tokens or pixels, D width, B rows, H heads, S slots, K head width
 H×W pixels, C channels, N states that predict, V classes, E width of an embedding.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
