@@ -180,7 +180,7 @@ def _entry(**values: Any) -> ShardEntry:
     entry = ShardEntry(**values)
     for field in fields(entry):
         value = getattr(entry, field.name)
-        if type(value).__name__ != field.type:
+        if type(value) is not field.type:
             raise TypeError(f"shard {entry.path!r}: {field.name} is {value!r}")
     match = SHARD_PATH.fullmatch(entry.path)
     if match is None or match.groups()[:2] != (entry.split, entry.task):
