@@ -86,8 +86,3 @@ class JanusTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens spelled out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-
-def load_tokenizer(folder: Path) -> JanusTokenizer:
-    """Open a folder with `tokenizer.json`; raises as `JanusTokenizer` does."""
-    return JanusTokenizer(Path(folder))

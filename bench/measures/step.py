@@ -187,9 +187,9 @@ def _stepper(side: Side, job: str) -> Callable[[], Any]:
 def _torch(session: Session) -> Side | None:
     from janus.checkpoint.folder import open_model
     from janus.checkpoint.layouts import to_transformers
-    from janus.tokens import load_tokenizer
+    from janus.tokens import JanusTokenizer
 
-    tokenizer = load_tokenizer(session.workload.shards / "tokenizer")
+    tokenizer = JanusTokenizer(session.workload.shards / "tokenizer")
     config = open_model(session.workload.size, tokenizer.folder).config
     path = session.scratch / "transformers-config.json"
     path.write_text(json.dumps(to_transformers(config, vars(tokenizer.special))), encoding="utf-8")

@@ -85,11 +85,11 @@ class Workload:
     def feed(self, config: TrainConfig) -> Feed:
         """What a run of this configuration reads."""
         from janus.checkpoint.folder import open_model
-        from janus.tokens import load_tokenizer
+        from janus.tokens import JanusTokenizer
         from trainer.stream.feed import Feed
         from trainer.stream.shapes import ImageShape
 
-        tokenizer = load_tokenizer(self.shards / "tokenizer")
+        tokenizer = JanusTokenizer(self.shards / "tokenizer")
         image = ImageShape.of(open_model(self.size, tokenizer.folder).config)
         return Feed(self.open(), config, tokenizer.special, image)
 

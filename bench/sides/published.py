@@ -24,14 +24,14 @@ class Published:
 
     def __init__(self, workload: Workload, counts: dict[str, int]) -> None:
         from janus.checkpoint.folder import open_model
-        from janus.tokens import load_tokenizer
+        from janus.tokens import JanusTokenizer
         from pipelines.tables import ImageRows
         from trainer.step import TrainStep
 
         config = workload.config("mixed", counts, mode="pynative", device="CPU")
         self.feed = workload.feed(config)
         folder = open_model(workload.size, workload.shards / "tokenizer")
-        self.special = load_tokenizer(workload.shards / "tokenizer").special
+        self.special = JanusTokenizer(workload.shards / "tokenizer").special
         self.shapes = {
             task: replace(
                 shape,

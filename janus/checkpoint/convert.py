@@ -15,7 +15,7 @@ from janus.checkpoint.open import Checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.common.files import write_folder
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 
 DTYPES = {"bfloat16": "BF16", "float32": "F32", "as-is": None}
 """Dtypes by the command's names, and their names in files."""
@@ -63,4 +63,4 @@ def _config(checkpoint: Checkpoint, source: Path, layout: str) -> dict[str, Any]
             f"{source / 'tokenizer.json'}: no such file; transformers' config.json names special tokens, so "
             "put the model's tokenizer.json into its folder"
         )
-    return to_transformers(checkpoint.config, vars(load_tokenizer(source).special))
+    return to_transformers(checkpoint.config, vars(JanusTokenizer(source).special))

@@ -22,7 +22,7 @@ from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.images import ImagePreparation
 from janus.model.config import PRESETS, JanusConfig
-from janus.tokens import TOKENIZER_FILES, JanusTokenizer, load_tokenizer
+from janus.tokens import TOKENIZER_FILES, JanusTokenizer
 
 if TYPE_CHECKING:
     from mindspore import Parameter, nn
@@ -212,7 +212,7 @@ def _download(hub_id: str) -> Path:
 def _check_companions(config: JanusConfig, folder: Path) -> None:
     """Raise UserError where the folder's tokenizer or image preparation is another model's."""
     if (folder / "tokenizer.json").is_file():
-        highest = load_tokenizer(folder).highest_id
+        highest = JanusTokenizer(folder).highest_id
         if highest >= config.text.vocab_size:
             raise UserError(
                 f"{folder / 'tokenizer.json'}: has ids up to {highest}, the embedding table has "
@@ -232,5 +232,5 @@ def _tiny(tokenizer: Path | None) -> JanusConfig:
     """The preset `tiny`; its embedding table holds every id of the tokenizer, to the next multiple of 64."""
     if tokenizer is None:
         return PRESETS["tiny"]
-    rows = load_tokenizer(tokenizer).highest_id + 1
+    rows = JanusTokenizer(tokenizer).highest_id + 1
     return PRESETS["tiny"].with_vocabulary(-(-rows // 64) * 64)

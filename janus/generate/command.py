@@ -15,7 +15,7 @@ from janus.generate.generate import Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture, vq_decoder
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_understanding
 from janus.prompts import PromptRow, before_answer, encode_samples
-from janus.tokens import JanusTokenizer, load_tokenizer
+from janus.tokens import JanusTokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(name: str, request: Request) -> None:
             f"{name}: has no weights, and random ones give only noise; name a folder with weights, for "
             "example a run's checkpoints/step-NNNNNN"
         )
-    tokenizer = load_tokenizer(folder.path)
+    tokenizer = JanusTokenizer(folder.path)
     device.use(request.device)
     if request.draws:
         _draw(folder, tokenizer, request)

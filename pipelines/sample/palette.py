@@ -21,7 +21,7 @@ import numpy as np
 
 from janus.checkpoint.folder import INIT_SEED, open_model, save_model
 from janus.model.config import VQConfig
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 
 if TYPE_CHECKING:
     from janus.model.weights import Source
@@ -45,7 +45,7 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
         return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
 
-    save_model(folder, config, source, load_tokenizer(tokenizer))
+    save_model(folder, config, source, JanusTokenizer(tokenizer))
 
 
 def palette_source(config: VQConfig) -> Source:

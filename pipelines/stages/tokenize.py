@@ -13,7 +13,7 @@ import pyarrow as pa
 from janus.common.console import track
 from janus.images import ImagePreparation
 from janus.prompts import PromptRow, encode_samples
-from janus.tokens import JanusTokenizer, load_tokenizer
+from janus.tokens import JanusTokenizer
 from pipelines import tables
 from pipelines.pool import KILLED_TWICE, KILLS_WORKER, Chunk, chunks_of, map_chunks
 from pipelines.stage import require_stage, run_stage
@@ -28,7 +28,7 @@ def run(work: Path, tokenizer: Path, max_length: int, workers: int) -> dict[str,
     num_image_tokens = ImagePreparation.from_folder(tokenizer).num_image_tokens
     inputs = {
         "ingest": ingested["fingerprint"],
-        "tokenizer": load_tokenizer(tokenizer).sha256,
+        "tokenizer": JanusTokenizer(tokenizer).sha256,
         "num_image_tokens": num_image_tokens,
         "max_length": max_length,
     }
@@ -87,4 +87,4 @@ def _encode_chunk(
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path) -> JanusTokenizer:
     """Once per worker: opening takes a second."""
-    return load_tokenizer(folder)
+    return JanusTokenizer(folder)

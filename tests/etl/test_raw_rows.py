@@ -21,7 +21,7 @@ from raw_data import (
     write_roco,
 )
 
-from janus.tokens import SPECIAL_NAMES, load_tokenizer
+from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from pipelines.tables import TOKEN_SCHEMA, read_table
 
 GOOD = {"pubid": 1, "question": "Is it good?", "long_answer": "It is."}
@@ -317,7 +317,7 @@ def test_odd_texts_are_used_as_they_are(tmp_path: Path, sample_data: Path) -> No
     assert rejects_of(tmp_path, "tokenize", tokenizer=sample_data / "tokenizer") == {}
     kept = {names[int(key)]: row["prompt"] for key, row in rows_of(tmp_path, "pubmedqa").items()}
     assert kept == {name: text.strip() for name, text in texts.items()}
-    tokenizer = load_tokenizer(sample_data / "tokenizer")
+    tokenizer = JanusTokenizer(sample_data / "tokenizer")
     special = tokenizer.special
     tokens = read_table(tmp_path / "work/tokenize/pubmedqa-00000.arrow")
     assert tokens.schema == TOKEN_SCHEMA

@@ -12,7 +12,7 @@ from PIL import Image
 from raw_data import files_of, run, run_well, stages_of
 
 from janus.images import ImagePreparation
-from janus.tokens import SPECIAL_NAMES, load_tokenizer
+from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from pipelines.sample.scenes import look, shuffled_scenes
 from pipelines.stages.write import plan_rows
 
@@ -57,7 +57,7 @@ def test_drug_answers_follow_from_the_name(sample_data: Path) -> None:
 
 
 def test_the_tokenizer_is_small_and_has_every_special_token(sample_data: Path) -> None:
-    tokenizer = load_tokenizer(sample_data / "tokenizer")
+    tokenizer = JanusTokenizer(sample_data / "tokenizer")
     specials = [getattr(tokenizer.special, name) for name in SPECIAL_NAMES]
     text = "Does Bador relieve influenza? Ünïcode 图 \x00 too."
     (ids,) = tokenizer.encode_texts([text])

@@ -17,7 +17,7 @@ from janus.cli import main
 from janus.generate.generate import Generator, Prompt, Sampling, choose, guide, uniforms
 from janus.model.loss import TaskLoss
 from janus.prompts import PromptRow, before_answer, encode_samples, unconditional
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 
 LENGTHS = (3, 1, 6)  # words of the prompts: they share batches
 NEW, LONG = 10, 30  # tokens of an answer: both need the same cache
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.get_parameters():
         if "norm" not in parameter.name:
             ops.assign(parameter, parameter * 8.0)
-    source.save(model, base / "large", load_tokenizer(base / "small"))
+    source.save(model, base / "large", JanusTokenizer(base / "small"))
     (base / "large" / "preprocessor_config.json").write_text(json.dumps({"image_size": SIDE}))
     return base / "large"
 

@@ -14,7 +14,7 @@ from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, shap
 from janus.checkpoint.folder import open_model
 from janus.model.janus import Janus
 from janus.model.loss import TaskLoss
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from shards.schema import RowBlock, Sample
 from trainer.stream.collate import collate
@@ -50,7 +50,7 @@ def test_another_neighbour_changes_logits_by_exactly_nothing(
     """Whether the samples share a row of attention slots or not."""
     rows = ShardSet.open(work / "shards").rows("train", task)
     samples = [rows.read(i) for i in range(3)]
-    special = load_tokenizer(work / "shards" / "tokenizer").special
+    special = JanusTokenizer(work / "shards" / "tokenizer").special
     lengths = [len(sample.input_ids) for sample in samples]
     shape = shape_of(task, samples, ImageShape(SIDE, TOKENS, CODES), rows=1 if packed else 3)
     loss = TaskLoss(model, task)

@@ -10,7 +10,7 @@ import pytest
 from trainer_shards import CODES, SIDE, TOKENS, make_trainable
 
 from janus.common.errors import UserError
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from trainer.config import resolve
 from trainer.run.ledger import Ledger
@@ -33,7 +33,7 @@ def _short_files() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     shards = make_trainable(tmp_path_factory.mktemp("data") / "shards", TRAIN)
-    special = load_tokenizer(shards / "tokenizer").special
+    special = JanusTokenizer(shards / "tokenizer").special
     config, image = resolve({"steps": STEPS, "micro_batch": 2}), ImageShape(SIDE, TOKENS, CODES)
     return Feed(ShardSet.open(shards), config, special, image)
 

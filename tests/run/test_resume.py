@@ -12,7 +12,7 @@ from shard_factory import make_batch
 from trainer_shards import CODES, SIDE, TOKENS, trainable_row
 
 from janus.common.errors import UserError
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.manifest import load_manifest, write_manifest
 from shards.read import ShardSet
 from shards.write import write_shards
@@ -99,7 +99,7 @@ def test_larger_batches_for_more_steps_are_refused_but_follow_from_other_changes
 
 
 def _feed(work: Path, steps: int, saved: dict | None = None) -> Feed:
-    special = load_tokenizer(work / "shards" / "tokenizer").special
+    special = JanusTokenizer(work / "shards" / "tokenizer").special
     config = resolve({"task": "text", "batch_size": 2, "eval_samples": 0, "steps": steps})
     return Feed(ShardSet.open(work / "shards"), config, special, ImageShape(SIDE, TOKENS, CODES), saved)
 

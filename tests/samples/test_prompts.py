@@ -8,7 +8,7 @@ import pytest
 from paths import GOLDEN, TOKENIZERS, needs_shared
 
 from janus.prompts import PromptRow, encode_samples, unconditional
-from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
+from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 
 PROMPTS = GOLDEN / "preprocessing" / "prompts.json"
 CASES = json.loads(PROMPTS.read_text(encoding="utf-8")) if PROMPTS.exists() else []
@@ -16,7 +16,7 @@ CASES = json.loads(PROMPTS.read_text(encoding="utf-8")) if PROMPTS.exists() else
 
 @cache
 def _tokenizer(name: str) -> JanusTokenizer:
-    return load_tokenizer(TOKENIZERS / name)
+    return JanusTokenizer(TOKENIZERS / name)
 
 
 def _row(case: dict) -> PromptRow:

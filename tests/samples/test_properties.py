@@ -12,7 +12,7 @@ from paths import TOKENIZERS
 from trainer_shards import TOKENS
 
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples, unconditional
-from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
+from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 
 SPELLINGS = [*SPECIAL_NAMES.values(), "<image>", "<|System|>", "<|endoftext|>", "</s>", "[PAD]", "<0x00>"]
 PIECES = st.one_of(
@@ -37,12 +37,12 @@ SLOW = settings(max_examples=30, deadline=None, suppress_health_check=list(Healt
 def tokenizer(name: str) -> JanusTokenizer:
     """The embedded sample's, of bytes, or a published one."""
     if name != "sample":
-        return load_tokenizer(TOKENIZERS / name)
+        return JanusTokenizer(TOKENIZERS / name)
     from pipelines.sample import write_sample
 
     with TemporaryDirectory() as folder:
         write_sample(Path(folder) / "data", 0)
-        return load_tokenizer(Path(folder) / "data" / "tokenizer")
+        return JanusTokenizer(Path(folder) / "data" / "tokenizer")
 
 
 def published(name: str) -> object:

@@ -12,7 +12,7 @@ from trainer_shards import CODES, SIDE, TOKENS, make_model, make_trainable, trai
 
 from janus.checkpoint.folder import open_model
 from janus.common.errors import UserError
-from janus.tokens import load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.check import open_verified
 from shards.manifest import load_manifest, write_manifest
 from shards.read import ShardSet
@@ -31,7 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _feed(shards: Path, **given: object) -> Feed:
-    special = load_tokenizer(shards / "tokenizer").special
+    special = JanusTokenizer(shards / "tokenizer").special
     return Feed(ShardSet.open(shards), resolve(given), special, ImageShape(SIDE, TOKENS, CODES))
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_shard_is_named_before_the_first_step(shards: Path, tmp_path: 
 
 
 def test_shards_of_another_tokenizer_or_vq_encoder_are_refused(shards: Path, tmp_path: Path) -> None:
-    opened, tokenizer = ShardSet.open(shards), load_tokenizer(shards / "tokenizer")
+    opened, tokenizer = ShardSet.open(shards), JanusTokenizer(shards / "tokenizer")
     path = make_model(tmp_path / "model")
     config, model = resolve({"model": str(path)}), open_model(str(path))
     check_model(config.model, config.counts, model, opened, tokenizer)

@@ -14,7 +14,7 @@ from janus.checkpoint.folder import ModelFolder
 from janus.common.files import hash_file
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
-from janus.tokens import SPECIAL_NAMES, JanusTokenizer, load_tokenizer
+from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from shards.manifest import Manifest, SourceCounts, write_manifest
 from shards.schema import Sample
 from shards.write import write_shards
@@ -38,7 +38,7 @@ def write_tokenizer(folder: Path) -> JanusTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(SPECIAL_NAMES.values()))
     tokenizer.save(str(folder / "tokenizer.json"))
-    return load_tokenizer(folder)
+    return JanusTokenizer(folder)
 
 
 @cache

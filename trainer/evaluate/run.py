@@ -31,7 +31,7 @@ from janus.common.files import write_file, write_text
 from janus.generate.generate import Generator, Sampling
 from janus.generate.pictures import save_picture, vq_decoder
 from janus.prompts import before_answer
-from janus.tokens import JanusTokenizer, load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.check import open_verified
 from shards.manifest import TOKENIZER
 from shards.read import ShardSet
@@ -106,7 +106,7 @@ class _Evaluation:
     @classmethod
     def open(cls, config: EvalConfig) -> _Evaluation:
         shards = open_verified(config.shards)
-        tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
+        tokenizer = JanusTokenizer((shards.folder / TOKENIZER).parent)
         folder = open_model(config.model, tokenizer.folder)
         tasks = [task for split, task in shards.splits_tasks() if split == config.split]
         if not tasks:

@@ -15,7 +15,7 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, hash_file, write_text
 from janus.model.janus import PARTS, Janus, part_of
-from janus.tokens import JanusTokenizer, load_tokenizer
+from janus.tokens import JanusTokenizer
 from shards.check import open_verified
 from shards.manifest import MANIFEST, TOKENIZER
 from shards.read import ShardSet
@@ -77,7 +77,7 @@ def open_run(
     shards = open_verified(Path(config.shards))
     now = fingerprint(config, hash_file(shards.folder / MANIFEST))
     shapes = checkpoint.kept_shapes(now, accepted) if checkpoint else {}
-    tokenizer = load_tokenizer((shards.folder / TOKENIZER).parent)
+    tokenizer = JanusTokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
     check_model(config.model, config.counts, folder, shards, tokenizer)
     feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), shapes)
