@@ -84,9 +84,8 @@ def convert(source: str, target: Path, layout: str, dtype: str) -> None:
     Tensors that both layouts have are copied bit for bit, unless --dtype changes them. DeepSeek's attn_pool
     and codebook_used, which affect no output, are left out.
     """
-    from janus.checkpoint.convert import DTYPES
-    from janus.checkpoint.convert import convert as convert_model
+    from janus.checkpoint.folder import convert as convert_model
     from janus.checkpoint.folder import open_model
 
-    convert_model(open_model(source), target, layout, DTYPES[dtype])
+    convert_model(open_model(source), target, layout, dtype)
     click.echo(f"{target}: {layout} layout, {dtype}")

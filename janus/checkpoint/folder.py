@@ -1,4 +1,4 @@
-"""A model as a user names it: a preset, or a folder with a tokenizer and perhaps weights.
+"""A model as a user names it: a preset, or a folder with a tokenizer and perhaps weights; written, converted.
 
 Everything that asks "which network, which weights, which tokenizer?" asks here.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus.checkpoint.layouts import to_transformers
+from janus.checkpoint.layouts import to_deepseek, to_transformers
+from janus.checkpoint.names import to_deepseek_names
 from janus.checkpoint.open import Checkpoint, open_checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
+from janus.common.files import write_folder
 from janus.images import ImagePreparation
 from janus.model.config import PRESETS, JanusConfig
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer
@@ -33,15 +36,10 @@ if TYPE_CHECKING:
 
 INIT_SEED = 0
 """Random weights are always the same: shards hold codes of the same random VQ."""
-HUB_FILES = (
-    "config.json",
-    *TOKENIZER_FILES,
-    "model*.safetensors",
-    "pytorch_model*.bin",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-)
+HUB_FILES = ("config.json", *TOKENIZER_FILES, "model*.safetensors", "pytorch_model*.bin", "*.index.json")
 """What is downloaded from a repository."""
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+"""What config.json calls the dtypes of files."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,11 @@ class ModelFolder:
     path: Path | None = None  # the folder on disk; None for a preset
 
     @property
-    def has_weights(self) -> bool:
-        """Whether its weights come from a checkpoint."""
-        return self.checkpoint is not None
-
-    @property
     def description(self) -> str:
         """One line that says what will be trained."""
         text = self.config.text
         size = f"Llama {text.num_layers}×{text.hidden_size}, vocabulary {text.vocab_size}"
-        if self.has_weights:
+        if self.checkpoint:
             return f"{self.name}: {size}, weights loaded"
         return f"{self.name}: has no weights; random ones ({size})"
 
@@ -83,37 +76,32 @@ class ModelFolder:
 
         return Janus(Weights(self.source()), self.config)
 
-    def build_vq(self, images: int = 1, source: Source | None = None) -> VQ:
-        """The image tokenizer, float32, for `images` pictures a call. source: values in place of its own."""
+    def build_vq(self, images: int = 1) -> VQ:
+        """The image tokenizer, float32, for `images` pictures a call."""
         from janus.model.vq import VQ
         from janus.model.weights import Weights
 
-        weights = Weights(source or self.source()) / "model" / "vqmodel"
+        weights = Weights(self.source()) / "model" / "vqmodel"
         return VQ(weights, self.config.vq, self.config.vision.image_size, images)
 
     def vq_encoder_sha256(self) -> str:
         """Digest of every weight that decides an image's codes."""
-        digest = hashlib.sha256()
-        source = self.source()
+        from janus.model.janus import visit_parameters
+
+        digest, source = hashlib.sha256(), self.source()
 
         def hashing(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-            if ".decoder." not in name and ".post_quant_conv." not in name:
+            if re.match(r"model\.vqmodel\.(?!decoder\.|post_quant_conv\.)", name):
                 digest.update(name.encode() + source(name, shape, kind).tobytes())
             return np.zeros(1, np.float32)
 
-        self.build_vq(source=hashing)
+        visit_parameters(self.config, hashing)
         return digest.hexdigest()
-
-    @property
-    def vq_record(self) -> dict[str, str]:
-        """The VQ encoder, as a manifest of its codes records it."""
-        weights = "checkpoint" if self.has_weights else "random"
-        return {"encoder_sha256": self.vq_encoder_sha256(), "weights": weights}
 
     def check_codes(self, record: Mapping[str, Any] | None, shards: Path) -> None:
         """Raise UserError unless this model's VQ encoder made the codes of `shards`.
 
-        record: their manifest's `vq_record`; None where they hold no codes.
+        record: what their manifest says of the encoder; None where they hold no codes.
         """
         if record is None:
             raise UserError(f"{shards}: holds no image tokens; build the shards with --model {self.name}")
@@ -149,10 +137,44 @@ def save_model(
 
     visit_parameters(config, record)
     tensors |= {parameter.name: TensorToSave.of(parameter) for parameter in parameters}
+    _write(folder, to_transformers(config, vars(tokenizer.special)), tensors, tokenizer.folder)
+
+
+def convert(source: ModelFolder, target: Path, layout: str, dtype: str) -> None:
+    """Atomic write of `source` in a layout (transformers, deepseek) as the new folder `target`.
+
+    Tensors keep their bits, unless dtype is float32 or bfloat16; DeepSeek's `UNUSED` ones are left out.
+    Raises UserError for a source without weights, or a target that exists.
+    """
+    path, checkpoint = source.path, source.checkpoint
+    if checkpoint is None or path is None:
+        raise UserError(f"{source.name}: has no weights to convert; name a checkpoint")
+    if target.exists():
+        raise UserError(f"{target}: exists already; name a new folder, or remove it")
+    cast = {"float32": "F32", "bfloat16": "BF16"}.get(dtype)
+    if layout == checkpoint.layout:
+        content = checkpoint.content
+    elif layout == "deepseek":
+        content = to_deepseek(checkpoint.config, path / "config.json")
+    else:
+        content = to_transformers(checkpoint.config, vars(JanusTokenizer(path).special))
+    if layout == "deepseek":
+        tensors = to_deepseek_names(checkpoint.tensors, cast)
+    else:
+        tensors = {name: TensorToSave.joined({name: t}, cast) for name, t in checkpoint.tensors.items()}
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    field = "torch_dtype" if layout == "deepseek" else "dtype"
+    content = content | {field: TORCH_NAMES[sizes.most_common(1)[0][0]]}
+    write_folder(target, lambda folder: _write(folder, content, tensors, path))
+
+
+def _write(folder: Path, config: dict, tensors: Mapping[str, TensorToSave], source: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(folder / "model.safetensors", tensors)
-    write_json(folder / "config.json", to_transformers(config, vars(tokenizer.special)))
-    copy_tokenizer(tokenizer.folder, folder)
+    write_json(folder / "config.json", config)
+    copy_tokenizer(source, folder)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -177,14 +199,7 @@ def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
     """
     if name in PRESETS:  # before a folder of that name, which `./name` reaches
         return ModelFolder(name, _tiny(tokenizer) if name == "tiny" else PRESETS[name])
-    folder = Path(name)
-    if not folder.is_dir():
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-            raise UserError(
-                f"model {name!r}: neither a folder nor a preset ({', '.join(PRESETS)}), nor a hub id "
-                "(organisation/model)"
-            )
-        folder = _download(name)
+    folder = Path(name) if Path(name).is_dir() else _download(name)
     checkpoint = open_checkpoint(folder)
     if checkpoint is None:
         return ModelFolder(name, _tiny(tokenizer or folder), path=folder)
@@ -192,40 +207,42 @@ def open_model(name: str, tokenizer: Path | None = None) -> ModelFolder:
     return ModelFolder(name, checkpoint.config, checkpoint, folder)
 
 
-def _download(hub_id: str) -> Path:
+def _download(name: str) -> Path:
     """The model's folder in the hub's cache, completed from the hub if it can be reached.
 
-    Raises UserError where neither the hub nor the cache has the model.
+    Raises UserError for what is no hub id, and where neither the hub nor the cache has the model.
     """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        known = ", ".join(PRESETS)
+        raise UserError(
+            f"model {name!r}: neither a folder nor a preset ({known}), nor a hub id (organisation/model)"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (OSError, ValueError) as error:  # all errors of huggingface_hub and of the network are OSErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model {hub_id!r}: no such folder here, and no download from the hub ({reason}); on a machine "
-            f"with a network run `hf download {hub_id} --local-dir DIR`, then name DIR"
+            f"model {name!r}: no such folder here, and no download from the hub ({reason}); on a machine "
+            f"with a network run `hf download {name} --local-dir DIR`, then name DIR"
         ) from error
 
 
 def _check_companions(config: JanusConfig, folder: Path) -> None:
     """Raise UserError where the folder's tokenizer or image preparation is another model's."""
-    if (folder / "tokenizer.json").is_file():
-        highest = JanusTokenizer(folder).highest_id
-        if highest >= config.text.vocab_size:
-            raise UserError(
-                f"{folder / 'tokenizer.json'}: has ids up to {highest}, the embedding table has "
-                f"{config.text.vocab_size} rows; use the tokenizer that belongs to these weights"
-            )
+    rows, side = config.text.vocab_size, config.vision.image_size
+    path = folder / "tokenizer.json"
+    if path.is_file() and (highest := JanusTokenizer(folder).highest_id) >= rows:
+        raise UserError(
+            f"{path}: has ids up to {highest}, the embedding table has {rows} rows; "
+            "use the tokenizer that belongs to these weights"
+        )
     path = folder / "preprocessor_config.json"
-    if path.is_file():
-        size = ImagePreparation.from_folder(folder).image_size
-        if size != config.vision.image_size:
-            raise UserError(
-                f"{path}: image size {size}, the weights are for {config.vision.image_size}; "
-                "use the preprocessor_config.json that belongs to these weights"
-            )
+    if path.is_file() and (size := ImagePreparation.from_folder(folder).image_size) != side:
+        raise UserError(
+            f"{path}: image size {size}, the weights are for {side}; use the file of these weights"
+        )
 
 
 def _tiny(tokenizer: Path | None) -> JanusConfig:

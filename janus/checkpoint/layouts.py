@@ -19,41 +19,15 @@ Part = TypeVar("Part", TextConfig, VisionConfig, VQConfig)
 
 _THEIR_NAMES = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
 """Fields that have another name in transformers."""
-_TEXT = {
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "model_type": "llama",
-    "tie_word_embeddings": False,
-}
-_VISION = {
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "depth": 2,
-    "hidden_act": "gelu",
-    "hidden_dropout_rate": 0.0,
-    "model_type": "janus_vision_model",
-    "num_channels": 3,
-    "projection_dropout": 0.0,
-    "use_qk_norm": False,
-}
-_VQ = {
-    "double_latent": False,
-    "dropout": 0.0,
-    "hidden_act": "gelu",
-    "in_channels": 3,
-    "model_type": "janus_vqgan",
-    "num_hidden_layers": 2,
-    "out_channels": 3,
-}
+_TEXT = {"attention_bias": False, "hidden_act": "silu", "mlp_bias": False}
+_TEXT |= {"model_type": "llama", "tie_word_embeddings": False}
+_VISION = {"attention_bias": True, "attention_dropout": 0.0, "depth": 2, "hidden_act": "gelu"}
+_VISION |= {"hidden_dropout_rate": 0.0, "model_type": "janus_vision_model", "num_channels": 3}
+_VISION |= {"projection_dropout": 0.0, "use_qk_norm": False}
+_VQ = {"double_latent": False, "dropout": 0.0, "hidden_act": "gelu", "in_channels": 3, "out_channels": 3}
+_VQ |= {"model_type": "janus_vqgan", "num_hidden_layers": 2}
 """What is the same in every Janus-Pro's text_config, vision_config and vq_config."""
-
-LLAMA_DEFAULTS = {
-    "num_attention_heads": 32,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "max_position_embeddings": 2048,
-}
+_LLAMA = {"num_attention_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 2048}
 """What a language_config that leaves them out means: the defaults of transformers' LlamaConfig."""
 _CLASSES = {
     "vision_config": "CLIPVisionTower",
@@ -94,34 +68,21 @@ def to_transformers(config: JanusConfig, token_ids: Mapping[str, int]) -> dict[s
 
     token_ids: ids for `bos`, `eos`, `pad` and `image_placeholder`.
     """
-    text, vision = config.text, _sizes(config.vision)
-    inner = vision.pop("intermediate_size")
+    text, vision = _sizes(config.text), _sizes(config.vision)
+    text |= {f"{name}_token_id": token_ids[name] for name in ("bos", "eos", "pad")}
+    text |= {"head_dim": config.text.head_size, "num_key_value_heads": config.text.num_heads}
+    vision["mlp_ratio"] = vision.pop("intermediate_size") / config.vision.hidden_size
+    vision["num_image_tokens"] = config.num_image_tokens
+    vq = _sizes(config.vq) | {"num_patches": config.vision.image_size // config.vision.patch_size}
+    width = {"projection_dim": config.text.hidden_size}
     return {
         "architectures": ["JanusForConditionalGeneration"],
         "dtype": "float32",
         "image_token_id": token_ids["image_placeholder"],
         "model_type": "janus",
-        "text_config": {
-            **_TEXT,
-            **_sizes(text),
-            "head_dim": text.head_size,
-            "num_key_value_heads": text.num_heads,
-            **{f"{name}_token_id": token_ids[name] for name in ("bos", "eos", "pad")},
-        },
-        "vision_config": {
-            **_VISION,
-            **vision,
-            "mlp_ratio": inner / config.vision.hidden_size,
-            "num_image_tokens": config.num_image_tokens,
-            "projection_dim": text.hidden_size,
-        },
-        "vq_config": {
-            **_VQ,
-            **_sizes(config.vq),
-            "image_token_embed_dim": text.hidden_size,
-            "num_patches": config.vision.image_size // config.vision.patch_size,
-            "projection_dim": text.hidden_size,
-        },
+        "text_config": _TEXT | text,
+        "vision_config": _VISION | vision | width,
+        "vq_config": _VQ | vq | width | {"image_token_embed_dim": config.text.hidden_size},
     }
 
 
@@ -132,19 +93,18 @@ class _Shapes:
     tensors: Mapping[str, StoredTensor]
     path: Path
 
-    def size(self, name: str, axis: int, dimensions: int = 2) -> int:
-        """One side of a tensor. Raises UserError where it is absent or has other dimensions."""
+    def of(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """A tensor's shape. Raises UserError where it is absent or has other dimensions."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise UserError(f"{self.path}: missing {name}; these are not the weights of Janus-Pro")
         if len(tensor.shape) != dimensions:
             raise UserError(f"{self.path}: {name} is {tensor.shape}, expected {dimensions} dimensions")
-        return tensor.shape[axis]
+        return tensor.shape
 
     def count(self, prefix: str) -> int:
         """The number of distinct children below a prefix, such as layers."""
-        names = (name for name in self.tensors if name.startswith(prefix))
-        return len({name[len(prefix) :].split(".")[0] for name in names})
+        return len({name[len(prefix) :].split(".")[0] for name in self.tensors if name.startswith(prefix)})
 
 
 def from_deepseek(
@@ -156,7 +116,7 @@ def from_deepseek(
     Raises UserError where the config contradicts the weights, or a tensor that shows a size is missing.
     """
     shapes = _Shapes(tensors, weights)
-    text = _text(LLAMA_DEFAULTS | content.get("language_config", {}), shapes)
+    text = _text(_LLAMA | content.get("language_config", {}), shapes)
     vision = _vision(content.get("vision_config", {}).get("params", {}), shapes)
     config = JanusConfig(text, vision, _vq(shapes))
     for part, expected in _stated(config).items():
@@ -178,27 +138,23 @@ def from_deepseek(
 
 def _text(language: Mapping[str, Any], shapes: _Shapes) -> TextConfig:
     model = "language_model.model."
+    vocabulary, width = shapes.of(f"{model}embed_tokens.weight", 2)
     sizes = {
-        "vocab_size": shapes.size(f"{model}embed_tokens.weight", 0),
-        "hidden_size": shapes.size(f"{model}embed_tokens.weight", 1),
+        "vocab_size": vocabulary,
+        "hidden_size": width,
         "num_hidden_layers": shapes.count(f"{model}layers."),
-        "intermediate_size": shapes.size(f"{model}layers.0.mlp.gate_proj.weight", 0),
     }
+    sizes["intermediate_size"] = shapes.of(f"{model}layers.0.mlp.gate_proj.weight", 2)[0]
     return _part(TextConfig, {**language, **sizes})
 
 
 def _vision(params: Mapping[str, Any], shapes: _Shapes) -> VisionConfig:
     tower = "vision_model.vision_tower."
-    width = shapes.size(f"{tower}pos_embed", 2, dimensions=3)
-    patch = shapes.size(f"{tower}patch_embed.proj.weight", 3, dimensions=4)
-    return VisionConfig(
-        hidden_size=width,
-        num_layers=shapes.count(f"{tower}blocks."),
-        num_heads=params.get("num_heads", _siglip_heads(width)),
-        intermediate_size=shapes.size(f"{tower}blocks.0.mlp.fc1.weight", 0),
-        image_size=isqrt(shapes.size(f"{tower}pos_embed", 1, dimensions=3)) * patch,
-        patch_size=patch,
-    )
+    _, tokens, width = shapes.of(f"{tower}pos_embed", 3)
+    patch = shapes.of(f"{tower}patch_embed.proj.weight", 4)[3]
+    inner = shapes.of(f"{tower}blocks.0.mlp.fc1.weight", 2)[0]
+    heads = params.get("num_heads", _siglip_heads(width))
+    return VisionConfig(width, shapes.count(f"{tower}blocks."), heads, inner, isqrt(tokens) * patch, patch)
 
 
 def _siglip_heads(width: int) -> int:
@@ -208,21 +164,19 @@ def _siglip_heads(width: int) -> int:
 
 def _vq(shapes: _Shapes) -> VQConfig:
     vq = "gen_vision_model."
-    base = shapes.size(f"{vq}encoder.conv_in.weight", 0, dimensions=4)
+    base = shapes.of(f"{vq}encoder.conv_in.weight", 4)[0]
     # From the decoder: it has one more block a level, so every level shows in its names.
     levels = f"{vq}decoder.conv_blocks."
-    blocks = shapes.count(f"{levels}0.res.")
-    widths = [
-        shapes.size(f"{levels}{level}.res.{blocks - 1}.conv1.weight", 0, dimensions=4)
-        for level in reversed(range(shapes.count(levels)))
-    ]
+    blocks = shapes.count(f"{levels}0.res.") - 1
+    outputs = (f"{levels}{level}.res.{blocks}.conv1.weight" for level in range(shapes.count(levels)))
+    codes, width = shapes.of(f"{vq}quantize.embedding.weight", 2)
     return VQConfig(
         base_channels=base,
-        channel_multiplier=tuple(width // base for width in widths),
-        num_res_blocks=blocks - 1,
-        latent_channels=shapes.size(f"{vq}encoder.conv_out.weight", 0, dimensions=4),
-        embed_dim=shapes.size(f"{vq}quantize.embedding.weight", 1),
-        num_embeddings=shapes.size(f"{vq}quantize.embedding.weight", 0),
+        channel_multiplier=tuple(shapes.of(name, 4)[0] // base for name in outputs)[::-1],
+        num_res_blocks=blocks,
+        latent_channels=shapes.of(f"{vq}encoder.conv_out.weight", 4)[0],
+        embed_dim=width,
+        num_embeddings=codes,
     )
 
 
@@ -230,17 +184,14 @@ def _stated(config: JanusConfig) -> dict[str, dict[str, Any]]:
     """The sizes that DeepSeek's config.json states, by section."""
     text, vision, vq = config.text, config.vision, config.vq
     projector = {"depth": 2, "n_embed": text.hidden_size, "projector_type": "mlp_gelu"}
+    codes = {"image_token_size": vq.num_embeddings}
     return {
         "language_config": _sizes(text) | {"num_key_value_heads": text.num_heads},
         "vision_config": {"image_size": vision.image_size, "model_name": "siglip_large_patch16_384"},
         "aligner_config": {**projector, "input_dim": vision.hidden_size},
         "gen_aligner_config": {**projector, "input_dim": vq.embed_dim},
-        "gen_vision_config": {"image_token_size": vq.num_embeddings, "n_embed": vq.embed_dim},
-        "gen_head_config": {
-            "image_token_embed": text.hidden_size,
-            "image_token_size": vq.num_embeddings,
-            "n_embed": text.hidden_size,
-        },
+        "gen_vision_config": {**codes, "n_embed": vq.embed_dim},
+        "gen_head_config": {**codes, "image_token_embed": text.hidden_size, "n_embed": text.hidden_size},
     }
 
 
@@ -259,13 +210,8 @@ def to_deepseek(config: JanusConfig, path: object) -> dict[str, Any]:
     params["vision_config"] |= {"select_feature": "same", "select_layer": -1}
     if config.vision.num_heads != _siglip_heads(config.vision.hidden_size):
         params["vision_config"]["num_heads"] = config.vision.num_heads  # ours: the layout has no place for it
-    sections = {
+    content = {"architectures": ["MultiModalityCausalLM"], "model_type": "multi_modality"}
+    return {**content, "language_config": language} | {
         part: {"cls": cls, "model_type": part.removesuffix("_config"), "params": params[part]}
         for part, cls in _CLASSES.items()
-    }
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "language_config": language,
-        **sections,
     }

@@ -5,6 +5,7 @@ It also has SigLIP's pooling head and a record of the codes met in training, on 
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -86,8 +87,7 @@ def from_deepseek_names(
     named, used = {}, set()
     for name in parameters:
         place = deepseek_name(name)
-        tensor = tensors.get(place.name)
-        if tensor is None:
+        if (tensor := tensors.get(place.name)) is None:
             continue
         used.add(place.name)
         if place.third is not None:
@@ -106,17 +106,15 @@ def to_deepseek_names(tensors: Mapping[str, StoredTensor], dtype: str | None) ->
 
     Raises UserError where q, k and v of one tensor are stored in different dtypes.
     """
-    groups: dict[str, dict[str, StoredTensor]] = {}
+    groups: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     places = {name: deepseek_name(name) for name in tensors}
     for name in sorted(tensors, key=lambda name: places[name].third or 0):
-        groups.setdefault(places[name].name, {})[name] = tensors[name]
+        groups[places[name].name][name] = tensors[name]
     saved = {}
     for target, parts in groups.items():
-        first, *others = parts
-        if dtype is None and any(tensors[other].dtype != tensors[first].dtype for other in others):
-            raise UserError(
-                f"{tensors[first].path}: {', '.join(parts)} differ in dtype; give --dtype to join them"
-            )
+        first = next(iter(parts))
+        if dtype is None and len({part.dtype for part in parts.values()}) > 1:
+            raise UserError(f"{tensors[first].path}: {', '.join(parts)} differ in dtype; give --dtype")
         joined = TensorToSave.joined(parts, dtype)
         leading = (1,) if places[first].leading_axis else ()
         saved[target] = replace(joined, shape=leading + joined.shape)

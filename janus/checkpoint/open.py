@@ -18,7 +18,7 @@ from janus.common.files import read_json
 from janus.model.config import JanusConfig
 
 LAYOUTS = {"janus": "transformers", "multi_modality": "deepseek"}
-"""Layouts by the `model_type` of their config.json."""
+"""By the `model_type` of their config.json."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in one file, the preferred first; `<file>.index.json` lists parts."""
 SHOWN = 10  # problems that an error prints
@@ -44,9 +44,9 @@ def open_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     path = folder / "config.json"
     content = read_json(path, "a checkpoint needs it")
-    layout = LAYOUTS.get(str(content.get("model_type")))
+    found = content.get("model_type")
+    layout = LAYOUTS.get(str(found))
     if layout is None:
-        found = content.get("model_type")
         raise UserError(f"{path}: model_type is {found!r}; expected {' or '.join(LAYOUTS)} (Janus-Pro's)")
     tensors: dict[str, StoredTensor] = {}
     for part in _parts(weights) if weights.suffix == ".json" else [weights]:
@@ -64,14 +64,14 @@ def open_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _find_weights(folder: Path) -> Path | None:
     """The file of weights, or the index of their parts. Raises UserError for parts without an index."""
+    for path in (folder / f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")):
+        if path.is_file():
+            return path
     for name in WEIGHT_FILES:
-        for path in (folder / name, folder / f"{name}.index.json"):
-            if path.is_file():
-                return path
-    parts = sorted([*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin")])
-    if parts:
-        name = next(name for name in WEIGHT_FILES if name.endswith(parts[0].suffix))
-        raise UserError(f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it")
+        if parts := sorted(folder.glob(name.replace(".", "-*."))):
+            raise UserError(
+                f"{folder / name}.index.json: no such file; {parts[0].name} is a part and needs it"
+            )
     return None
 
 
@@ -87,10 +87,7 @@ def _parts(index: Path) -> list[Path]:
 
 
 def _check_tensors(config: JanusConfig, tensors: Mapping[str, StoredTensor], path: Path, layout: str) -> None:
-    """Raise UserError unless names and shapes are exactly those of the network.
-
-    It shows the first ten problems, all are in its `details`; names are the file's own.
-    """
+    """Raise UserError, with the file's own names, unless names and shapes are exactly the network's."""
     from janus.model.janus import parameter_shapes
 
     expected = parameter_shapes(config)
@@ -101,15 +98,13 @@ def _check_tensors(config: JanusConfig, tensors: Mapping[str, StoredTensor], pat
     problems = [f"missing {stored_name(name)}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
-        f"{stored_name(name)} is {tensors[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{stored_name(name)} is {tensor.shape}, expected {expected[name]}"
+        for name, tensor in tensors.items()
+        if tensor.shape != expected.get(name, tensor.shape)
     ]
-    problems = list(dict.fromkeys(problems))  # q, k and v of one tensor
-    if problems:
+    if problems := list(dict.fromkeys(problems)):  # q, k and v of one tensor
         more = f" … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(
             f"{path}: not the weights of its config.json: {'; '.join(problems[:SHOWN])}{more}; "
-            "use the config.json and weights of one model",
-            problems,
+            "use the config.json and weights of one model"
         )

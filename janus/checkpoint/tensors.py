@@ -3,8 +3,7 @@
 A load or a conversion holds one tensor in memory besides what it builds, whatever the size of the file.
 safetensors (8 bytes of length, a JSON header, raw little-endian data) is read and written here: the library's
 NumPy side, on which mindone's reader builds, has no bfloat16 (Janus-Pro's dtype), gives no views of a file,
-and keeps all tensors in memory when it saves. The optimizer's state, float32 and needed as a whole, is read
-with mindone.
+and keeps all tensors in memory when it saves.
 """
 
 import json
@@ -18,18 +17,10 @@ import numpy as np
 
 from janus.common.errors import UserError
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),  # its bits: numpy has no bfloat16
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("u1"),
-}
+_CODES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2"}
+_CODES |= {"I8": "i1", "U8": "u1", "BOOL": "u1"}
+DTYPES = {name: np.dtype(f"<{code}") for name, code in _CODES.items()}
+"""By safetensors' names; of BF16 its bits: numpy has no bfloat16."""
 _WINDOW = 1 << 20  # elements that are mapped at a time: a whole tensor can be half a GiB
 _HEADER_LIMIT = 100_000_000  # bytes; that of the safetensors library
 
@@ -108,9 +99,7 @@ class TensorToSave(_FileTensor):
         """
         first, *others = parts.values()
         shape = first.shape if not others else (sum(p.shape[0] for p in parts.values()), *first.shape[1:])
-        return cls(
-            dtype or first.dtype, shape, lambda: [_cast(name, part, dtype) for name, part in parts.items()]
-        )
+        return cls(dtype or first.dtype, shape, lambda: [_cast(n, part, dtype) for n, part in parts.items()])
 
 
 def _cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`pytorch_model.bin` without PyTorch, and without running what its pickle may contain.
 
-Such a file is a zip of stored (uncompressed) members: `data.pkl`, which names tensors and how they lie in
-storages, and `data/<key>`, the storages. The pickle may name only what rebuilds tensors; each name is given
-an inert stand-in of ours, anything else is refused by name before it is looked up.
+Such a file is a zip of uncompressed members: `data.pkl`, which names tensors and how they lie in storages,
+and `data/<key>`, the storages. The pickle may name only what rebuilds tensors; each name is given an inert
+stand-in of ours, anything else is refused by name before it is looked up.
 """
 
 import io
@@ -16,34 +16,15 @@ from typing import Any, NamedTuple
 from janus.checkpoint.tensors import DTYPES, StoredTensor
 from janus.common.errors import UserError
 
-STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-}
-"""torch's names of storages, and ours of their elements."""
-
+_NAMES = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+STORAGES = {f"{name}Storage": dtype for name, dtype in zip(_NAMES, DTYPES, strict=True)}
+"""torch's names of storages, in the order of DTYPES, and ours of their elements."""
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 _LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
 
 
-class _Storage(NamedTuple):
-    """A run of elements in the file. A tuple, like `_View`: a pickle can change nothing in it."""
-
-    dtype: str
-    elements: int
-    offset: int
-
-
 class _View(NamedTuple):
-    """A tensor as the pickle describes it."""
+    """A tensor or a flat storage, as the pickle describes it. A tuple: a pickle can change nothing in it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,8 +34,7 @@ class _View(NamedTuple):
 def open_torch(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the file by name; only the pickle is read.
 
-    Raises UserError for what is not a whole torch zip of plain tensors, and for a pickle that asks for
-    anything beyond them.
+    Raises UserError for what is not a whole torch zip of plain tensors, and for a pickle that asks for more.
     """
     with path.open("rb") as file:
         if file.read(len(_LEGACY_START)) == _LEGACY_START:
@@ -105,24 +85,41 @@ class _TensorUnpickler(pickle.Unpickler):
             tensors[str(name)] = StoredTensor(value.dtype, value.shape, self.path, value.offset)
         return tensors
 
-    def storage(self, dtype: str, key: str, count: int) -> _Storage:
-        """Where a storage lies. Raises UserError where it is absent, compressed or too short."""
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a name. Made anew each time: a pickle can set attributes on what it is given."""
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        match f"{module}.{name}":
+            case "collections.OrderedDict":
+                return OrderedDict
+            case "torch._utils._rebuild_tensor_v2":
+                return lambda *described: self.tensor(*described)
+            case "torch._utils._rebuild_parameter":
+                return lambda tensor, requires_grad, hooks: tensor
+        raise self.error(
+            f"its pickle asks for {module}.{name}, which no tensor needs; refused, nothing was run; "
+            "use a file that holds only tensors, from a source you trust"
+        )
+
+    def persistent_load(self, pid: Any) -> _View:
+        """The storage that a tensor names. Raises UserError where it is absent, compressed or too short."""
+        _, dtype, key, _, count = pid
         member = self.members.get(f"{self.prefix}data/{key}")
         if member is None:
             raise self.error(f"storage {key} is missing; fetch or copy the file again")
         if member.compress_type != zipfile.ZIP_STORED:
             raise self.error(f"{member.filename} is compressed; save it again with torch.save")
-        if member.file_size < count * DTYPES[dtype].itemsize:
+        if member.file_size < int(count) * DTYPES[dtype].itemsize:
             raise self.error(f"storage {key} is too short; fetch or copy the file again")
         # The member's own header says how long its name and padding are; the central directory's differ.
         self.file.seek(member.header_offset)
         header = self.file.read(_LOCAL_HEADER)
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return _Storage(dtype, count, member.header_offset + _LOCAL_HEADER + names)
+        return _View(dtype, (int(count),), member.header_offset + _LOCAL_HEADER + names)
 
     def tensor(self, storage: Any, start: Any, shape: Any, strides: Any, *rest: Any) -> _View:
         """A view of a storage. Raises UserError where it is not contiguous or reaches beyond it."""
-        if not isinstance(storage, _Storage):
+        if not isinstance(storage, _View):
             raise self.error("a tensor without a storage; expected what torch.save writes")
         start, shape = int(start), tuple(map(int, shape))
         expected = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -130,29 +127,6 @@ class _TensorUnpickler(pickle.Unpickler):
             raise self.error(
                 f"a tensor of shape {shape} has strides {strides}; save it again with .contiguous()"
             )
-        if min((start, *shape)) < 0 or start + prod(shape) > storage.elements:
+        if min((start, *shape)) < 0 or start + prod(shape) > prod(storage.shape):
             raise self.error(f"a tensor of shape {shape} reaches beyond its storage; fetch it again")
-        offset = storage.offset + start * DTYPES[storage.dtype].itemsize
-        return _View(storage.dtype, shape, offset)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name. Made anew each time: a pickle can set attributes on what it is given."""
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *described: self.tensor(*described)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, requires_grad, hooks: tensor
-        raise self.error(
-            f"its pickle asks for {module}.{name}, which no tensor needs; refused, nothing was run; "
-            "use a file that holds only tensors, from a source you trust"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """The storage that a tensor names."""
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or dtype not in DTYPES:
-            raise self.error(f"its pickle names a {kind} of {dtype}; expected only tensors")
-        return self.storage(dtype, str(key), int(count))
+        return _View(storage.dtype, shape, storage.offset + start * DTYPES[storage.dtype].itemsize)

@@ -61,7 +61,7 @@ def run(name: str, request: Request) -> None:
     if not all(text.strip() for text in (*request.prompts, *request.draws)):
         raise UserError("the prompt is empty; say what to answer or to draw")
     folder = open_model(name)
-    if not folder.has_weights or folder.path is None:
+    if folder.checkpoint is None or folder.path is None:
         raise UserError(
             f"{name}: has no weights, and random ones give only noise; name a folder with weights, for "
             "example a run's checkpoints/step-NNNNNN"

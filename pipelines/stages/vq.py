@@ -40,13 +40,14 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
                 f"{work / 'images'}: pictures of {prepared} pixels, the VQ encoder of {folder.name} takes "
                 f"{expected}; run stage images with --tokenizer naming that model's own folder"
             )
-        if not folder.has_weights:
+        if folder.checkpoint is None:
             warning = (
                 f"vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN "
                 "NOTHING; give a checkpoint with --model"
             )
             click.secho(warning, fg="yellow", bold=True, err=True)
-        encoder = dict(folder.vq_record)
+        encoder["encoder_sha256"] = folder.vq_encoder_sha256()
+        encoder["weights"] = "checkpoint" if folder.checkpoint else "random"
     inputs = {"images": images["fingerprint"], **encoder}
     parts = work / ".vq-parts" / fingerprint({"version": CODE_VERSION, **inputs})
 

@@ -79,7 +79,7 @@ def test_it_learns_all_but_the_image_tokenizer_and_the_checkpoint_is_a_model(wor
     before, after = (record["loss_per_task"] for record in _records(work, "mixed", "validation"))
     assert all(after[task] < before[task] for task in ("vqa", "text"))
     model = open_model(str(work / "mixed/checkpoints/step-000004"))
-    assert model.has_weights
+    assert model.checkpoint
     assert model.config == open_model(str(work / "model")).config
 
 
