@@ -26,13 +26,10 @@ class Display:
         self._bar = Progress(TextColumn(label), *columns)
         self._task = self._bar.add_task("", total=total, completed=done)
         self._figures = Text(style="dim")
-        self.live = Live(
-            Group(self._bar, self._figures),
-            console=Console(file=file),
-            transient=transient,
-            redirect_stdout=sys.stdout.isatty(),  # what goes to a pipe or file must still reach it
-            redirect_stderr=sys.stderr.isatty(),
-        )
+        # What goes to a pipe or file must still reach it.
+        redirect = {f"redirect_{name}": getattr(sys, name).isatty() for name in ("stdout", "stderr")}
+        shown = Group(self._bar, self._figures)
+        self.live = Live(shown, console=Console(file=file), transient=transient, **redirect)
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""

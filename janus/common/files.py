@@ -19,7 +19,6 @@ from janus.common.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a file that cannot grow: disk, quota or limit."""
-
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 """Errors of a file system without locks."""
 
@@ -43,10 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills a temporary folder, which then replaces `path`.
-
-    An OSError leaves the old folder and frees the space of the new one.
-    """
+    """`write` fills a temporary folder, which then replaces `path`. An OSError leaves the old folder."""
     tmp = path.with_name(f".tmp-{path.name}")
     try:
         shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
@@ -117,9 +113,8 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        click.echo(
-            f"warning: {path}: this file system has no locks ({error}); run one process at a time", err=True
-        )
+        warning = f"warning: {path}: this file system has no locks ({error}); run one process at a time"
+        click.echo(warning, err=True)
     try:
         yield
     finally:

@@ -1,11 +1,10 @@
 """Compiled graphs that the next start finds again.
 
-MindSpore's compile cache numbers graphs in the order in which a process compiles them, and loads whatever
-lies under a number for the graph it is about to compile. In another order, or after a change that its own
-check does not see, it silently computes another graph's numbers. So each graph here has a key of everything
-that decides it, and lies under MindSpore's number, in a folder of this process, only while that one graph is
-compiled. A file that does not match its digest is not loaded. A graph is always the `construct` of a Cell:
-only then does MindSpore bind a loaded graph's weights to the Cell's.
+MindSpore's compile cache numbers graphs in the order of their compilation, and loads whatever lies under a
+number: in another order, or after a change that its own check does not see, silently another graph. So each
+graph here has a key of everything that decides it, and lies under MindSpore's number, in a folder of this
+process, only while that one graph is compiled. A file that does not match its digest is not loaded. A graph
+is always the `construct` of a Cell: only then does MindSpore bind a loaded graph's weights to the Cell's.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 FOLDER = "JANUS_CACHE"
 """Environment variable: the folder that keeps graphs; empty to keep none."""
-
 KEPT_SECONDS = 30 * 24 * 3600
 """A graph that no start has used for this long is removed."""
 
@@ -81,18 +79,15 @@ class Graphs:
         result, written = _slot().compile(call, kept)
         if written is not None:
             _keep(self._folder, key, written)
-        else:
-            self.loaded += kept is not None
+        self.loaded += kept is not None and written is None
         return result
 
 
 def graph_folder() -> Path | None:
     """Where graphs are kept: $JANUS_CACHE, else in the user's cache; None if it is set to nothing."""
-    chosen = os.environ.get(FOLDER)
-    if chosen is not None:
-        return Path(chosen) if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "janus-tune" / "graphs"
+    chosen = os.environ.get(FOLDER, f"{base}/janus-tune/graphs")
+    return Path(chosen) if chosen else None
 
 
 def network_graphs(network: JanusConfig) -> Graphs:
@@ -101,10 +96,7 @@ def network_graphs(network: JanusConfig) -> Graphs:
 
 
 class _Slot:
-    """The folder in which MindSpore looks for the graph it compiles, and the number it will look under.
-
-    MindSpore keeps the folder of the first compilation for the rest of the process.
-    """
+    """The folder in which MindSpore looks for the graph it compiles, the same for the whole process."""
 
     def __init__(self) -> None:
         from mindspore.graph import api
@@ -115,14 +107,14 @@ class _Slot:
         atexit.register(shutil.rmtree, self._root, ignore_errors=True)
         self._folder = self._root / "rank_0" / "graph_cache"
         self._folder.mkdir(parents=True)
-        self._number = 0
+        self._number = 0  # under which it will look
 
     def compile(self, call: Callable[[], Any], kept: bytes | None) -> tuple[Any, bytes | None]:
         """The call's result, and the graph that MindSpore wrote. kept: the graph it finds instead."""
         place = self._folder / f"compile_cache_{self._number}.mindir"
         # MindSpore's own check looks only at the entry script's imports; the key takes its place.
-        switches = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_DEV_FORCE_USE_COMPILE_CACHE": "1"}
-        switches |= {"MS_COMPILER_CACHE_PATH": str(self._root)}
+        switches = dict.fromkeys(("MS_COMPILER_CACHE_ENABLE", "MS_DEV_FORCE_USE_COMPILE_CACHE"), "1")
+        switches["MS_COMPILER_CACHE_PATH"] = str(self._root)
         before = {name: os.environ[name] for name in switches if name in os.environ}
         os.environ.update(switches)
         try:
@@ -143,9 +135,7 @@ class _Slot:
                 path.unlink()
 
 
-@cache
-def _slot() -> _Slot:
-    return _Slot()
+_slot = cache(_Slot)
 
 
 @cache
@@ -173,7 +163,7 @@ def _read(folder: Path, key: str) -> bytes | None:
     """The kept graph; None if there is none, or a damaged one, which is removed."""
     for path in folder.glob(f"{key}-*.mindir"):
         content = path.read_bytes()
-        if path.name == _name(key, content):
+        if path.stem == f"{key}-{_digest(content)}":
             with suppress(OSError):  # a read-only folder that many share
                 os.utime(path)
             return content
@@ -189,10 +179,6 @@ def _keep(folder: Path, key: str, content: bytes) -> None:
         for path in (*folder.glob("*.mindir"), *folder.glob(".tmp-*")):  # the latter of killed runs
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
-        write_file(folder / _name(key, content), lambda tmp: tmp.write_bytes(content))
+        write_file(folder / f"{key}-{_digest(content)}.mindir", lambda tmp: tmp.write_bytes(content))
     except OSError as error:
         click.echo(f"graphs are not kept for the next start: {error} (see {FOLDER})", err=True)
-
-
-def _name(key: str, content: bytes) -> str:
-    return f"{key}-{_digest(content)}.mindir"

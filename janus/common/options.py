@@ -1,14 +1,12 @@
 """Command-line options from the fields of a frozen dataclass: one declaration is option, help and YAML key.
 
-    @dataclass(frozen=True)
-    class Request:
-        seed: int = option(0, "Seed of all draws.", click.IntRange(min=0))
+@dataclass(frozen=True)
+class Request:
+    seed: int = option(0, "Seed of all draws.", click.IntRange(min=0))
 
-    @main.command()
-    @add_options(Request)
-    def generate(**options): run(Request(**options))
-
-A user's mistake is answered with one line and exit code 2.
+@main.command()
+@add_options(Request)
+def generate(**options): run(Request(**options))
 """
 
 import difflib
@@ -28,39 +26,24 @@ from janus.device import DEVICES
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FOLDER.name = "dir"  # as help shows it
 FILE = click.Path(dir_okay=False, path_type=Path)
-
 DEVICE = click.Choice(DEVICES)
 DTYPE = click.Choice(["float32", "bfloat16"])
 MODE = click.Choice(["graph", "pynative"])
-
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
 _METAVARS = {click.IntRange: "N", click.FloatRange: "X"}
 
 
-def option(
-    default: Any,
-    help: str,
-    type: click.ParamType | None = None,
-    *,
-    flag: str | None = None,
-    metavar: str | None = None,
-    shown: str | None = None,
-    required: bool = False,
-    **notes: Any,
-) -> Any:
+def option(default: Any, help: str, type: click.ParamType | None = None, **notes: Any) -> Any:
     """A dataclass field that is an option.
 
     type: Click's; the default's type if None. With a tuple as default the option may be repeated, unless the
-    type reads lists itself. flag: its name on the command line, if not the field's. shown: the default in
-    words, if it is not a constant. required: has no default. notes: more metadata, for example `group`: the
-    heading of the option in the help.
+    type reads lists itself. notes: `flag`, its name on the command line if not the field's; `metavar`;
+    `shown`, the default in words; `required`; `group`, its heading in the help; and a program's own.
     """
     repeated = isinstance(default, tuple) and not getattr(type, "takes_lists", False)
     kind = type or (click.STRING if repeated else click.types.convert_type(None, default))
-    metavar = metavar or _METAVARS.get(kind.__class__)
-    metadata = {"help": help, "kind": kind, "flag": flag, "metavar": metavar, "shown": shown, **notes}
-    metadata |= {"repeated": repeated, "required": required}
+    metadata = {"help": help, "kind": kind, "repeated": repeated, "metavar": _METAVARS.get(kind.__class__)}
+    metadata |= notes
     if isinstance(default, Mapping):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -90,7 +73,7 @@ def add_options(cls: type, *names: str, only_given: bool = False) -> Decorator:
             return command(*arguments, **values)
 
         for entry in reversed(chosen):
-            flag = entry.metadata["flag"] or f"--{entry.name.replace('_', '-')}"
+            flag = entry.metadata.get("flag", f"--{entry.name.replace('_', '-')}")
             flag += f"/--no-{flag[2:]}" if entry.metadata["kind"] is click.BOOL else ""
             run = click.option(flag, entry.name, cls=_FieldOption, entry=entry)(run)
         return run
@@ -103,9 +86,10 @@ class _FieldOption(click.Option):
 
     def __init__(self, declaration: Any, entry: Field, **attributes: Any) -> None:
         self.entry, notes = entry, entry.metadata
-        attributes |= {name: notes[name] for name in ("help", "metavar", "required")}
-        attributes |= {"type": notes["kind"], "multiple": notes["repeated"], "default": None}
-        super().__init__(declaration, **attributes)
+        attributes |= {name: notes[name] for name in ("help", "metavar", "required") if name in notes}
+        super().__init__(
+            declaration, type=notes["kind"], multiple=notes["repeated"], default=None, **attributes
+        )
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         if value is None:
@@ -118,16 +102,14 @@ class _FieldOption(click.Option):
     def get_help_extra(self, ctx: click.Context) -> Any:
         notes, default = self.entry.metadata, self.entry.default
         plain = "yes" if default is True else "no" if default is False else str(default)
-        text = notes["shown"] or (plain if default not in (None, ()) and not notes["required"] else "")
+        text = notes.get("shown", plain if default not in (None, ()) else "")
         return {**super().get_help_extra(ctx), **({"default": text} if text else {})}
 
 
 def parse(entry: Field, value: Any) -> Any:
     """The field's value from a command-line text or a YAML node. Raises ValueError saying what is wrong."""
-    kind = entry.metadata["kind"]
-    if entry.metadata["repeated"]:
-        return tuple(_convert(kind, part) for part in value)
-    return _convert(kind, value)
+    kind, repeated = entry.metadata["kind"], entry.metadata["repeated"]
+    return tuple(_convert(kind, part) for part in value) if repeated else _convert(kind, value)
 
 
 def _convert(kind: click.ParamType, value: Any) -> Any:
@@ -164,7 +146,7 @@ def read_options(path: Path, cls: type) -> dict[str, Any]:
     values = {}
     for name, value in content.items():
         if name not in known:
-            near = nearest(str(name).replace("-", "_"), known)
+            near = nearest(name.replace("-", "_"), known)
             hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
             raise UserError(f"{path}: unknown field {name}; {hint}")
         try:

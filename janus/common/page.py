@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 TEMPLATES = Path(__file__).parent / "templates"
-
 _ENCODINGS = ((1, 82), (1, 65), (0.83, 60), (0.67, 50), (0.5, 40), (0.33, 30), (0.17, 20))
 """(share of the longest side, WebP quality), best first."""
 
@@ -31,17 +30,18 @@ def render_page(templates: Path, name: str, values: Mapping[str, Any]) -> bytes:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    loader = FileSystemLoader([templates, TEMPLATES])
     environment = Environment(
-        loader=FileSystemLoader([templates, TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     style = _texts(TEMPLATES / "page.css", templates / f"{name}.css")
     script = _texts(templates / f"{name}.js")
-    inside = {"style": Markup(style), "script": Markup(script), "policy": Markup(_policy(style, script))}
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_only(style)}; script-src {_only(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    inside = {"style": Markup(style), "script": Markup(script), "policy": Markup(policy)}
     return environment.get_template(f"{name}.html").render(**inside, **values).encode()
 
 
@@ -68,30 +68,20 @@ def picture_uri(pixels_HWC: np.ndarray, limit: int, longest: int = 384) -> str:
     """
     from PIL import Image
 
-    content = b""
     for share, quality in _ENCODINGS:
-        shown = Image.fromarray(pixels_HWC)
+        shown, buffer = Image.fromarray(pixels_HWC), io.BytesIO()
         shown.thumbnail((round(share * longest),) * 2)
-        buffer = io.BytesIO()
         shown.save(buffer, format="WEBP", quality=quality, method=2)
-        content = buffer.getvalue()
-        if len(content) <= limit:
+        if buffer.tell() <= limit:
             break
-    return data_uri(content, "image/webp")
+    return data_uri(buffer.getvalue(), "image/webp")
 
 
 def _texts(*files: Path) -> str:
     return "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 
-def _policy(style: str, script: str) -> str:
-    """The Content-Security-Policy that admits this style and script only."""
-
-    def only(text: str) -> str:
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        return f"'sha256-{digest}'" if text else "'none'"
-
-    return (
-        f"default-src 'none'; img-src data:; style-src {only(style)}; script-src {only(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def _only(text: str) -> str:
+    """What the Content-Security-Policy says to admit this text only."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'" if text else "'none'"
