@@ -18,10 +18,8 @@ from janus.model.config import PATCH_SIZE, num_image_tokens
 
 LONGEST = 16
 """Largest ratio of sides that is scaled whole before the crop: 1×5000 would become 384×1,920,000."""
-
 GLANCE = (16, 16)
 """Pixels that are compared first to tell colour from grey."""
-
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
 """Formats that are opened. Pillow has forty more; one, EPS, runs its file in Ghostscript."""
 

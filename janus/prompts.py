@@ -1,8 +1,7 @@
 """The prompt layout, and which of its tokens are supervised. No other module knows either.
 
 `{system}\\n\\n<|User|>: {user}\\n\\n<|Assistant|>: {answer}<eos>`, BOS in front. A conversation is first
-written as segments, each text or special ids, supervised or not. Ids and spans both follow from the segments,
-so nothing ever searches ids for a marker.
+written as segments, each text or special ids, supervised or not: nothing ever searches ids for a marker.
 """
 
 from __future__ import annotations
@@ -20,12 +19,9 @@ if TYPE_CHECKING:
 
 TASKS = ("text", "vqa", "t2i")
 """Plain text, questions about an image, images from text; in the order of the shards."""
-
 TASK_ORDER = ("vqa", "text", "t2i")
 """The order of ratios (the technical report's) and of the tasks within a step."""
-
 SPLITS = ("train", "validation", "test")
-
 SYSTEM_TEXT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content "
     "that the user provides, and assist the user with a variety of tasks using natural language."
@@ -52,10 +48,9 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of the prompt: plain `text`, or special `ids` where text is None."""
+    """A run of the prompt: plain text, or special ids."""
 
-    text: str | None = None
-    ids: tuple[int, ...] = ()
+    content: str | tuple[int, ...]
     supervised: bool = False
 
 
@@ -66,29 +61,24 @@ def prompt_segments(row: PromptRow, special: SpecialTokens, num_image_tokens: in
     placeholders = (special.image_placeholder,) * num_image_tokens
     if row.task == "t2i":
         return [
-            Segment(ids=(special.bos, special.user)),
+            Segment((special.bos, special.user)),
             Segment(f": {row.prompt.strip()}\n\n"),
-            Segment(ids=(special.assistant,)),
+            Segment((special.assistant,)),
             Segment(":"),
-            Segment(ids=(special.begin_of_image,)),
-            Segment(ids=placeholders, supervised=True),
-            Segment(ids=(special.end_of_image,)),
+            Segment((special.begin_of_image,)),
+            Segment(placeholders, supervised=True),
+            Segment((special.end_of_image,)),
         ]
     image = (special.begin_of_image, *placeholders, special.end_of_image) if row.task == "vqa" else ()
-    segments = [Segment(ids=(special.bos,)), Segment(SYSTEM_TEXT + "\n\n")]
+    segments = [Segment((special.bos,)), Segment(SYSTEM_TEXT + "\n\n")]
     for user, answer in (*row.history, (row.prompt, row.answer)):
-        segments += _turn(user.strip(), answer.strip(), special, image)
-        image = ()  # only the first user turn has the image
-    return segments
-
-
-def _turn(user: str, answer: str, special: SpecialTokens, image: tuple[int, ...]) -> list[Segment]:
-    question = [Segment(f": {user}\n\n")]
-    if image:
-        question = [Segment(": "), Segment(ids=image), Segment(f"\n{user}\n\n")]
-    segments = [Segment(ids=(special.user,)), *question, Segment(ids=(special.assistant,)), Segment(":")]
-    if answer:
-        segments += [Segment(f" {answer}", supervised=True), Segment(ids=(special.eos,), supervised=True)]
+        question = [Segment(f": {user.strip()}\n\n")]
+        if image:
+            question = [Segment(": "), Segment(image), Segment(f"\n{user.strip()}\n\n")]
+            image = ()  # only the first user turn has it
+        segments += [Segment((special.user,)), *question, Segment((special.assistant,)), Segment(":")]
+        if answer.strip():
+            segments += [Segment(f" {answer.strip()}", True), Segment((special.eos,), True)]
     return segments
 
 
@@ -97,7 +87,7 @@ def encode_samples(
 ) -> list[EncodedSample]:
     """Ids and supervised spans of every row; one batched tokenizer call for all distinct texts."""
     samples = [prompt_segments(row, tokenizer.special, num_image_tokens) for row in rows]
-    texts = list(dict.fromkeys(s.text for segments in samples for s in segments if s.text is not None))
+    texts = list(dict.fromkeys(s.content for row in samples for s in row if isinstance(s.content, str)))
     ids_of = dict(zip(texts, tokenizer.encode_texts(texts), strict=True))
     return [_assemble(segments, ids_of) for segments in samples]
 
@@ -108,13 +98,11 @@ def _assemble(segments: list[Segment], ids_of: dict[str, list[int]]) -> EncodedS
     input_ids: list[int] = []
     spans: list[list[int]] = []
     for segment in segments:
-        start = len(input_ids)
-        input_ids.extend(segment.ids if segment.text is None else ids_of[segment.text])
-        if not segment.supervised:
-            continue
-        if spans and spans[-1][1] == start:
-            spans[-1][1] = len(input_ids)
-        else:
+        start, content = len(input_ids), segment.content
+        input_ids.extend(ids_of[content] if isinstance(content, str) else content)
+        if segment.supervised:
+            if spans and spans[-1][1] == start:
+                start, _ = spans.pop()
             spans.append([start, len(input_ids)])
     return EncodedSample(np.array(input_ids, np.int32), np.array(spans, np.int32).reshape(-1, 2))
 
@@ -140,10 +128,9 @@ def image_index(input_ids: np.ndarray, placeholder: int) -> np.ndarray:
 
 
 def unconditional(input_ids: np.ndarray, special: SpecialTokens) -> np.ndarray:
-    """The null prompt that classifier-free guidance subtracts: every prompt token but BOS becomes pad.
+    """The null prompt that guidance subtracts, in training too: BOS, pads, begin_of_image, all attended to.
 
-    input_ids: (S,) of one t2i sample or prompt, with or without the image's placeholders. Training and
-    sampling both use it: BOS, pads, begin_of_image, all attended to.
+    input_ids: (S,) of one t2i sample or prompt, with or without the image's placeholders.
     """
     nulled = input_ids.copy()
     begin_of_image = int((input_ids == special.begin_of_image).argmax())

@@ -12,15 +12,9 @@ from tokenizers import Tokenizer
 
 from janus.common.errors import UserError
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+_STEMS = ("tokenizer", "tokenizer_config", "special_tokens_map", "preprocessor_config", "processor_config")
+TOKENIZER_FILES = tuple(f"{stem}.json" for stem in _STEMS)
 """Files of a tokenizer folder; those that exist are copied to shards and checkpoints."""
-
 IGNORE = -100
 """The label of a state that has no target."""
 
@@ -66,7 +60,7 @@ class JanusTokenizer:
             self._tokenizer = Tokenizer.from_buffer(content)
         except ValueError as error:
             raise UserError(f"{path}: not a tokenizer ({error})") from error
-        # "<|Assistant|>" in a question must become ordinary tokens (FACTS 8.16).
+        # "<|Assistant|>" in a question must become ordinary tokens.
         self._tokenizer.encode_special_tokens = True
         ids = {name: self._tokenizer.token_to_id(text) for name, text in SPECIAL_NAMES.items()}
         if absent := [SPECIAL_NAMES[name] for name, token_id in ids.items() if token_id is None]:

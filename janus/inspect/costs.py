@@ -108,10 +108,8 @@ def activations(config: JanusConfig, task: str, work: Work, trained: Collection[
     wide, inner = (9, 4) if "llama" in trained else (6, 3)
     layer = positions * (wide * width + inner * text.intermediate_size) + scores
     kept = (text.num_layers + 1) * layer + 8 * positions * width + scores
-    if task == "t2i":
-        kept += work.targets * 3 * (width + config.vq.num_embeddings)
-    else:
-        kept += work.targets * (width + 3 * text.vocab_size)
+    head = 3 * (width + config.vq.num_embeddings) if task == "t2i" else width + 3 * text.vocab_size
+    kept += work.targets * head
     if work.images:
         kept += patches * ((vision.hidden_size if task == "vqa" else config.vq.embed_dim) + 2 * width)
     if task == "vqa" and "siglip" in trained:
@@ -131,19 +129,10 @@ def stage_bytes(
     names = trained_parts(stage, train_gen_embed)
     trained = sum(parts[part] for part in names)
     network = sum(count for part, count in parts.items() if part != "vq")
-    tasks = {
-        task: activations(config, task, load.work(config, task), names)
-        for task in TASKS
-        if task != "text" or "llama" in names  # frozen, text has nothing to train
-    }
-    task = max(tasks, key=lambda name: tasks[name])
-    needed = {
-        "weights": 4 * network,
-        "casts": 2 * network if load.dtype == "bfloat16" else 0,
-        "gradients": 4 * trained,
-        "moments": 8 * trained,
-        "activations": tasks[task] * BYTES[load.dtype],
-    }
+    tasks = TASKS if "llama" in names else TASKS[1:]  # frozen, text has nothing to train
+    kept, task = max((activations(config, task, load.work(config, task), names), task) for task in tasks)
+    needed = {"weights": 4 * network, "casts": 2 * network if load.dtype == "bfloat16" else 0}
+    needed |= {"gradients": 4 * trained, "moments": 8 * trained, "activations": kept * BYTES[load.dtype]}
     return {**needed, "total": sum(needed.values()), "task": task}
 
 
@@ -154,10 +143,11 @@ def describe(folder: ModelFolder, load: Load, train_gen_embed: bool) -> dict[str
     parts = dict.fromkeys(PARTS, 0)
     for name, shape in parameter_shapes(folder.config).items():
         parts[part_of(name)] += prod(shape)
-    stored = list(folder.checkpoint.tensors.values()) if folder.checkpoint else []
+    checkpoint = folder.checkpoint
+    stored = list(checkpoint.tensors.values()) if checkpoint else []
     return {
         "model": folder.name,
-        "layout": folder.checkpoint.layout if folder.checkpoint else None,
+        "layout": checkpoint.layout if checkpoint else None,
         "dtypes": sorted({tensor.dtype for tensor in stored}),
         "bytes_on_disk": sum(tensor.nbytes for tensor in stored),
         "config": asdict(folder.config),
@@ -169,18 +159,17 @@ def describe(folder: ModelFolder, load: Load, train_gen_embed: bool) -> dict[str
 
 def lines(description: dict[str, Any]) -> Iterator[str]:
     """The description for a person."""
-    model, parameters, load = (description[name] for name in ("model", "parameters", "load"))
+    parameters, load, stored = description["parameters"], description["load"], "has no weights"
     if description["layout"]:
         dtypes, size = "/".join(description["dtypes"]), _gib(description["bytes_on_disk"])
-        yield f"{model}: {description['layout']} layout, {dtypes}, {size} GiB on disk"
-    else:
-        yield f"{model}: has no weights; random ones will be made"
+        stored = f"{description['layout']} layout, {dtypes}, {size} GiB on disk"
+    yield f"{description['model']}: {stored}"
     for part, sizes in description["config"].items():
         yield f"  {part:7} " + ", ".join(f"{name} {value}" for name, value in sizes.items())
     yield f"parameters: {sum(parameters.values()):,}"
     yield from (f"  {part:12} {count:>14,}" for part, count in parameters.items())
-    batch = f"a micro-batch of {load['rows']} rows × {load['length']} tokens, {load['dtype']}"
-    yield f"GiB that training needs, {batch}:"
+    batch = f"{load['rows']} rows × {load['length']} tokens, {load['dtype']}"
+    yield f"GiB that training needs, a micro-batch of {batch}:"
     yield "  stage " + "".join(f"{name:>13}" for name in COLUMNS) + "  most in"
     for stage, needed in description["stages"].items():
         sizes = "".join(f"{_gib(needed[name]):>13}" for name in COLUMNS)
