@@ -1,5 +1,6 @@
 """`janus generate`: a model, prompts and perhaps a picture in; answers or picture files out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +34,12 @@ class Request:
     out: Path = option(Path("pictures"), "Folder of the pictures.", FOLDER, group="Draw")
     num_images: int = option(1, "Pictures to draw of each TEXT.", click.IntRange(min=1), group="Draw")
     guidance: float = option(
-        Sampling.guidance,
-        "Classifier-free guidance scale; a higher one follows the prompt more closely.",
-        click.FLOAT,
-        metavar="X",
-        group="Draw",
+        Sampling.guidance, "Classifier-free guidance; more follows the text more.", metavar="X", group="Draw"
     )
     temperature: float | None = option(
-        None,
-        "Sampling temperature; 0 takes the likeliest token.",
-        click.FloatRange(min=0),
-        shown="0 for answers, 1 for pictures",
+        None, "0 takes the likeliest token.", click.FloatRange(min=0), shown="0 for answers, 1 for pictures"
     )
-    seed: int = option(
-        0, "Seed of the draws; each picture and each prompt has draws of its own.", click.IntRange(min=0)
-    )
+    seed: int = option(0, "Seed; each picture and each prompt has draws of its own.", click.IntRange(min=0))
     batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
     device: str = option("auto", "Where to compute.", DEVICE)
 
@@ -76,10 +68,8 @@ def run(name: str, request: Request) -> None:
 
 def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
     new, pixels = request.max_tokens, None if request.image is None else _read_image(folder, request.image)
-    rows = [PromptRow("text" if pixels is None else "vqa", text) for text in request.prompts]
-    samples = encode_samples(tokenizer, rows, folder.config.num_image_tokens)
-    prompts = [Prompt(before_answer(sample.input_ids, sample.supervised), pixels) for sample in samples]
-    _check_length(folder, max(len(prompt.input_ids) for prompt in prompts), new, "lower --max-tokens or ")
+    encoded = _encode(folder, tokenizer, "text" if pixels is None else "vqa", request.prompts, new)
+    prompts = [Prompt(ids, pixels) for ids in encoded]
     sampling = Sampling(request.temperature or 0.0, seed=request.seed)
     generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(prompts)))
     with track("answers", -(-len(prompts) // request.batch) * new, "steps") as advance:
@@ -107,10 +97,7 @@ def _read_image(folder: ModelFolder, path: Path) -> np.ndarray:
 
 def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> None:
     tokens = folder.config.num_image_tokens
-    rows = [PromptRow("t2i", text) for text in request.draws]
-    samples = encode_samples(tokenizer, rows, tokens)
-    prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
-    _check_length(folder, max(map(len, prompts)), tokens, "")
+    prompts = _encode(folder, tokenizer, "t2i", request.draws, tokens)
     temperature = Sampling.temperature if request.temperature is None else request.temperature
     sampling = Sampling(temperature, request.guidance, request.seed)
     try:  # before the work: a folder that cannot be made is refused at once
@@ -131,10 +118,17 @@ def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request) -> N
             click.echo(path)
 
 
-def _check_length(folder: ModelFolder, prompt: int, new: int, remedy: str) -> None:
-    positions = folder.config.text.max_position_embeddings
-    if prompt + new > positions:
+def _encode(
+    folder: ModelFolder, tokenizer: JanusTokenizer, task: str, texts: Sequence[str], new: int
+) -> list[np.ndarray]:
+    """The prompts' ids. Raises UserError if the longest leaves no room for `new` tokens."""
+    rows = [PromptRow(task, text) for text in texts]
+    samples = encode_samples(tokenizer, rows, folder.config.num_image_tokens)
+    prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
+    longest, positions = max(map(len, prompts)), folder.config.text.max_position_embeddings
+    if longest + new > positions:
         raise UserError(
-            f"the prompt has {prompt} tokens; with {new} to generate that is more than the {positions} the "
-            f"model takes; {remedy}shorten the prompt"
+            f"the prompt has {longest} tokens; with {new} to generate that is more than the {positions} the "
+            f"model takes; {'' if task == 't2i' else 'lower --max-tokens or '}shorten the prompt"
         )
+    return prompts

@@ -11,6 +11,9 @@ Shapes: B rows, S positions of a padded prompt, P = B·S flat tokens, R = B·H·
 the cache, D width, H heads, K head width, V classes, I images of H×W pixels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
@@ -18,7 +21,8 @@ from janus.model.janus import Janus, place_images
 from janus.model.kernels import body
 from janus.model.kernels.plain import MASKED
 from janus.model.layers import join_heads, split_heads
-from janus.model.llama import Angles, Layer
+from janus.prompts import image_index
+from janus.tokens import SpecialTokens
 
 
 class CachedLlama(nn.Cell):
@@ -44,25 +48,19 @@ class CachedLlama(nn.Cell):
         """
         angles = self.llama.angles(position_ids_P, x_PD.dtype)
         for i in range(len(self.keys)):
-            x_PD = self._layer(i, x_PD, angles, slots_R, mask, prompt)
+            layer = self.llama.layers[i]
+            qkv = layer.self_attn.qkv(layer.input_layernorm(x_PD), angles)
+            q_BHSK, k_BHSK, v_BHSK = [split_heads(part_PD, self.rows, self.heads) for part_PD in qkv]
+            keys = ops.scatter_update(self.keys[i], slots_R, k_BHSK.reshape(-1, k_BHSK.shape[-1]))
+            values = ops.scatter_update(self.values[i], slots_R, v_BHSK.reshape(-1, v_BHSK.shape[-1]))
+            if prompt:  # a write whose result nobody reads is left out of the graph
+                k_BHSK, v_BHSK = ops.depend(k_BHSK, keys), ops.depend(v_BHSK, values)
+            else:
+                grid_BHCK = (self.rows, self.heads, self.slots, -1)
+                k_BHSK, v_BHSK = keys.reshape(grid_BHCK), values.reshape(grid_BHCK)
+            mixed_BHSK = self.attention(q_BHSK, k_BHSK, v_BHSK, mask)
+            x_PD = layer.finish(x_PD, layer.self_attn.o_proj(join_heads(mixed_BHSK)))
         return x_PD
-
-    def _layer(
-        self, i: int, x_PD: Tensor, angles: Angles, slots_R: Tensor, mask: Tensor, prompt: bool
-    ) -> Tensor:
-        layer: Layer = self.llama.layers[i]
-        attention = layer.self_attn
-        q_PD, k_PD, v_PD = attention.qkv(layer.input_layernorm(x_PD), angles)
-        k_BHSK, v_BHSK = split_heads(k_PD, self.rows, self.heads), split_heads(v_PD, self.rows, self.heads)
-        keys = ops.scatter_update(self.keys[i], slots_R, k_BHSK.reshape(-1, k_BHSK.shape[-1]))
-        values = ops.scatter_update(self.values[i], slots_R, v_BHSK.reshape(-1, v_BHSK.shape[-1]))
-        if prompt:  # a write whose result nobody reads is left out of the graph
-            k_BHSK, v_BHSK = ops.depend(k_BHSK, keys), ops.depend(v_BHSK, values)
-        else:
-            grid_BHCK = (self.rows, self.heads, self.slots, -1)
-            k_BHSK, v_BHSK = keys.reshape(grid_BHCK), values.reshape(grid_BHCK)
-        mixed_BHSK = self.attention(split_heads(q_PD, self.rows, self.heads), k_BHSK, v_BHSK, mask)
-        return layer.finish(x_PD, attention.o_proj(join_heads(mixed_BHSK)))
 
     def logits(self, states_BD: Tensor) -> Tensor:
         """(B, V), float32."""
@@ -117,3 +115,36 @@ class Step(nn.Cell):
         hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
         mask_BH1C = ops.tile(hidden_BC.reshape(rows, 1, 1, slots), (1, heads, 1, 1))
         return self.cached.logits(self.cached(self.embed(tokens_B), positions_B, slots_R, mask_BH1C, False))
+
+
+class Decoder:
+    """`Prefill` and `Step`, compiled, between arrays; keeps the position of each row."""
+
+    def __init__(
+        self, model: Janus, special: SpecialTokens, task: str, rows: int, length: int, slots: int, jit: Any
+    ) -> None:
+        """length: of the padded prompts. slots: of a row's cache. jit: as `Graphs.compile`."""
+        self._special, self._length = special, length
+        cached, name = CachedLlama(model, task, rows, slots), f"{task}, {rows} rows of {slots} slots"
+        self._prefill = jit(Prefill(model, task, cached), f"Prefill {name}")
+        self._step = jit(Step(model, task, cached), f"Step {name}")
+        self._positions_B: np.ndarray = np.zeros(rows, np.int32)
+
+    def prefill(self, ids: Sequence[np.ndarray], pixels: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Logits (B, V) of each prompt's first new token. pixels: uint8 (H, W, 3) of each, or none."""
+        ids_BS = np.full((len(ids), self._length), self._special.pad, np.int32)
+        for row_S, prompt_ids in zip(ids_BS, ids, strict=True):
+            row_S[: len(prompt_ids)] = prompt_ids
+        self._positions_B[:] = list(map(len, ids))
+        states_B = np.arange(0, ids_BS.size, self._length) + self._positions_B - 1
+        arrays = [ids_BS.reshape(-1), states_B.astype(np.int32)]
+        if pixels:
+            arrays += [image_index(arrays[0], self._special.image_placeholder), np.stack(pixels)]
+        return self._prefill(*map(Tensor, arrays)).asnumpy()
+
+    def step(self, tokens_B: np.ndarray) -> np.ndarray:
+        """Logits (B, V) of what follows `tokens_B`."""
+        # Copies: MindSpore may still read the arrays when the caller changes them.
+        logits_BV = self._step(Tensor(tokens_B.copy()), Tensor(self._positions_B.copy())).asnumpy()
+        self._positions_B += 1
+        return logits_BV

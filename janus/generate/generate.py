@@ -18,23 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from janus.common.graph_cache import network_graphs
-from janus.prompts import image_index, unconditional
+from janus.prompts import unconditional
 from janus.tokens import SpecialTokens
 
 if TYPE_CHECKING:
+    from janus.generate.decode import Decoder
     from janus.model.janus import Janus
 
 ROUND_TO = 32
 """Padded prompts and caches are a multiple of this long: few graphs serve all lengths."""
 
-Item = TypeVar("Item")
-_Batch = list[tuple[int, Item]]
-"""Numbers of what is generated, and its prompts."""
 OnToken = Callable[[], object]
 """Called after every step of a batch."""
 
@@ -93,8 +91,8 @@ class Generator:
     def __init__(self, model: Janus, special: SpecialTokens, batch: int = 4, mode: str = "graph") -> None:
         """mode: "graph", or "pynative" for op by op."""
         self._model, self._special, self._batch = model, special, batch
-        self._graphs = network_graphs(model.config) if mode == "graph" else None
-        self._decoders: dict[tuple[str, int, int], _Decoder] = {}
+        self._compile = network_graphs(model.config).compile if mode == "graph" else (lambda cell, name: cell)
+        self._decoders: dict[tuple[str, int, int], Decoder] = {}
 
     def answers(
         self,
@@ -107,10 +105,22 @@ class Generator:
 
         Either every prompt has a picture, or none.
         """
-        task = "vqa" if prompts[0].pixels is not None else "text"
+        task, eos = "vqa" if prompts[0].pixels is not None else "text", self._special.eos
         decoder = self._decoder(task, self._batch, [prompt.input_ids for prompt in prompts], max_tokens)
-        for batch, used in self._batches(list(enumerate(prompts))):
-            yield from self._answer(decoder, batch, max_tokens, sampling, on_token)[:used]
+        for batch, numbers, used in self._batches(prompts, range(len(prompts))):
+            answers_BT = np.full((self._batch, max_tokens), eos, np.int32)
+            ended_B = np.zeros(self._batch, bool)
+            pixels = [prompt.pixels for prompt in batch if prompt.pixels is not None]
+            logits_BV = decoder.prefill([prompt.input_ids for prompt in batch], pixels)
+            for step in range(max_tokens):
+                answers_BT[:, step] = np.where(ended_B, eos, sampling.choose(logits_BV, numbers, step))
+                ended_B |= answers_BT[:, step] == eos
+                on_token()
+                if ended_B.all() or step + 1 == max_tokens:
+                    break
+                logits_BV = decoder.step(answers_BT[:, step])
+            for answer_T in answers_BT[:used]:
+                yield answer_T[: (np.append(answer_T, eos) == eos).argmax() + 1]
 
     def pictures(
         self,
@@ -123,97 +133,38 @@ class Generator:
 
         prompts: input ids up to <begin_of_image>. numbers: of each picture, for its draws.
         """
-        decoder = self._decoder("t2i", 2 * self._batch, prompts, self._model.config.num_image_tokens)
-        for batch, used in self._batches(list(zip(numbers, prompts, strict=True))):
-            yield from self._draw(decoder, batch, sampling, on_token)[:used]
+        tokens, rows = self._model.config.num_image_tokens, self._batch
+        decoder = self._decoder("t2i", 2 * rows, prompts, tokens)
+        for batch, drawn, used in self._batches(prompts, numbers):
+            nulled = [unconditional(ids, self._special) for ids in batch]
+            codes_BT: np.ndarray = np.zeros((rows, tokens), np.int32)
+            logits = decoder.prefill([*batch, *nulled])
+            for step in range(tokens):
+                if step:
+                    logits = decoder.step(np.tile(codes_BT[:, step - 1], 2))
+                guided_BV = guide(logits[:rows], logits[rows:], sampling.guidance)
+                codes_BT[:, step] = sampling.choose(guided_BV, drawn, step)
+                on_token()
+            yield from codes_BT[:used]
 
-    def _batches(self, items: _Batch[Item]) -> Iterator[tuple[_Batch[Item], int]]:
-        """(batch, how many of it are used): the last batch is filled with its last item."""
-        for start in range(0, len(items), self._batch):
-            batch = items[start : start + self._batch]
-            yield batch + batch[-1:] * (self._batch - len(batch)), len(batch)
+    def _batches(
+        self, prompts: Sequence[Any], numbers: Sequence[int]
+    ) -> Iterator[tuple[list[Any], list[int], int]]:
+        """(prompts, numbers, how many of them are used): the last batch is filled with its last prompt."""
+        for start in range(0, len(prompts), self._batch):
+            at = [min(i, len(prompts) - 1) for i in range(start, start + self._batch)]
+            yield [prompts[i] for i in at], [numbers[i] for i in at], len(set(at))
 
-    def _answer(
-        self, decoder: _Decoder, batch: _Batch[Prompt], max_tokens: int, sampling: Sampling, on_token: OnToken
-    ) -> list[np.ndarray]:
-        """One batch of answers, until each row has ended."""
-        numbers, eos = [number for number, _ in batch], self._special.eos
-        answers_BT = np.full((len(batch), max_tokens), eos, np.int32)
-        ended_B = np.zeros(len(batch), bool)
-        logits_BV = decoder.prefill([prompt for _, prompt in batch])
-        for step in range(max_tokens):
-            answers_BT[:, step] = np.where(ended_B, eos, sampling.choose(logits_BV, numbers, step))
-            ended_B |= answers_BT[:, step] == eos
-            on_token()
-            if ended_B.all() or step + 1 == max_tokens:
-                break
-            logits_BV = decoder.step(answers_BT[:, step])
-        return [answer_T[: (np.append(answer_T, eos) == eos).argmax() + 1] for answer_T in answers_BT]
-
-    def _draw(
-        self, decoder: _Decoder, batch: _Batch[np.ndarray], sampling: Sampling, on_token: OnToken
-    ) -> np.ndarray:
-        """One batch of pictures, (B, T); the unconditional rows follow the conditional ones."""
-        numbers, prompts = [number for number, _ in batch], [ids for _, ids in batch]
-        nulled = [unconditional(ids, self._special) for ids in prompts]
-        codes_BT: np.ndarray = np.zeros((len(batch), self._model.config.num_image_tokens), np.int32)
-        logits = decoder.prefill([Prompt(ids) for ids in (*prompts, *nulled)])
-        for step in range(codes_BT.shape[1]):
-            if step:
-                logits = decoder.step(np.tile(codes_BT[:, step - 1], 2))
-            guided_BV = guide(logits[: len(batch)], logits[len(batch) :], sampling.guidance)
-            codes_BT[:, step] = sampling.choose(guided_BV, numbers, step)
-            on_token()
-        return codes_BT
-
-    def _decoder(self, task: str, rows: int, prompts: Sequence[np.ndarray], new_tokens: int) -> _Decoder:
+    def _decoder(self, task: str, rows: int, prompts: Sequence[np.ndarray], new_tokens: int) -> Decoder:
         """The compiled network for prompts up to this long; kept for the next time."""
-        from janus.generate.decode import CachedLlama, Prefill, Step
+        from janus.generate.decode import Decoder
 
         length = _round_up(max(map(len, prompts)))
         slots = _round_up(length + new_tokens)
         if (task, length, slots) not in self._decoders:
-            cached = CachedLlama(self._model, task, rows, slots)
-            calls: list[Any] = [kind(self._model, task, cached) for kind in (Prefill, Step)]
-            if self._graphs is not None:
-                name = f"{task}, {rows} rows of {slots} slots"
-                calls = [self._graphs.compile(cell, f"{type(cell).__name__} {name}") for cell in calls]
-            self._decoders[task, length, slots] = _Decoder(self._special, rows, length, *calls)
+            decoder = Decoder(self._model, self._special, task, rows, length, slots, self._compile)
+            self._decoders[task, length, slots] = decoder
         return self._decoders[task, length, slots]
-
-
-class _Decoder:
-    """`Prefill` and `Step`, compiled, between arrays; keeps the position of each row."""
-
-    def __init__(self, special: SpecialTokens, rows: int, length: int, prefill: Any, step: Any) -> None:
-        self._special, self._rows, self._length = special, rows, length
-        self._prefill, self._step = prefill, step
-        self._positions_B: np.ndarray = np.zeros(rows, np.int32)
-
-    def prefill(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Logits (B, V) of each prompt's first new token."""
-        from mindspore import Tensor
-
-        ids_BS: np.ndarray = np.full((self._rows, self._length), self._special.pad, np.int32)
-        for row, prompt in enumerate(prompts):
-            ids_BS[row, : len(prompt.input_ids)] = prompt.input_ids
-            self._positions_B[row] = len(prompt.input_ids)
-        ids_P = ids_BS.reshape(-1)
-        states_B = np.arange(self._rows) * self._length + self._positions_B - 1
-        arrays = [ids_P, states_B.astype(np.int32)]
-        pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
-        if pixels:
-            arrays += [image_index(ids_P, self._special.image_placeholder), np.stack(pixels)]
-        return self._prefill(*map(Tensor, arrays)).asnumpy()
-
-    def step(self, tokens_B: np.ndarray) -> np.ndarray:
-        """Logits (B, V) of what follows `tokens_B`."""
-        from mindspore import Tensor
-
-        # Copies: MindSpore may still read the arrays when the caller changes them.
-        logits_BV = self._step(Tensor(tokens_B.copy()), Tensor(self._positions_B.copy())).asnumpy()
-        self._positions_B += 1
-        return logits_BV
 
 
 def _round_up(number: int) -> int:

@@ -85,13 +85,7 @@ PRESETS = {
         TextConfig(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256),
         VisionConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256),
         # As few blocks as there can be, and just wide enough for the sample's palette.
-        VQConfig(
-            base_channels=96,
-            channel_multiplier=(1, 1, 1, 1, 1),
-            num_res_blocks=0,
-            latent_channels=32,
-            num_embeddings=1024,
-        ),
+        VQConfig(96, channel_multiplier=(1,) * 5, num_res_blocks=0, latent_channels=32, num_embeddings=1024),
     ),
     # What `make bench` trains: small enough for two cores, the head's share of the work is the 1B's.
     "bench": JanusConfig(

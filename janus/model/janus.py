@@ -4,14 +4,14 @@ Shapes: P flat tokens, I images, T tokens of an image, M = I·T, D width, V voca
 N supervised positions.
 """
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import JanusConfig
-from janus.model.kernels import body
-from janus.model.layers import Embedding, Linear
+from janus.model.layers import Embedding, Linear, Mlp
 from janus.model.llama import Llama
 from janus.model.siglip import Siglip
-from janus.model.weights import Source, Weights, recording_source
+from janus.model.weights import Source, Weights
 
 PARTS = {
     "siglip": "model.vision_model.",
@@ -31,46 +31,22 @@ def part_of(name: str) -> str:
     return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
 
 
-class Aligner(nn.Cell):
+def _aligner(weights: Weights, inputs: int, width: int) -> Mlp:
     """Two layers that bring features to the Llama's width."""
-
-    def __init__(self, weights: Weights, inputs: int, width: int) -> None:
-        super().__init__(auto_prefix=False)
-        self.fc1 = Linear(weights / "fc1", inputs, width)
-        self.hidden = Linear(weights / "hidden_layers" / 0, width, width)
-        self.gelu = body().Gelu()
-
-    def construct(self, x_MD: Tensor) -> Tensor:
-        """(M, D) of features (M, inputs)."""
-        return self.hidden(self.gelu(self.fc1(x_MD)))
+    return Mlp(weights / "fc1", weights / "hidden_layers" / 0, inputs, width, width)
 
 
 class CodeEmbedding(nn.Cell):
-    """VQ codes of pictures to draw, brought to the Llama's width."""
+    """VQ codes of pictures to draw, in any shape, brought to the Llama's width: (M, D) in `dtype`."""
 
     def __init__(self, weights: Weights, config: JanusConfig) -> None:
         super().__init__(auto_prefix=False)
         codes, code_width = config.vq.num_embeddings, config.vq.embed_dim
         self.table = Embedding(weights / "generation_embeddings", codes, code_width, repeats=True)
-        self.aligner = Aligner(weights / "generation_aligner", code_width, config.text.hidden_size)
+        self.aligner = _aligner(weights / "generation_aligner", code_width, config.text.hidden_size)
 
     def construct(self, codes: Tensor, dtype: str = "float32") -> Tensor:
-        """Embeddings (M, D) of codes in any shape, computed in `dtype`."""
         return self.aligner(self.table(codes.reshape(-1)).astype(dtype))
-
-
-class ImageHead(nn.Cell):
-    """Hidden states to logits over the VQ codes."""
-
-    def __init__(self, weights: Weights, width: int, codes: int) -> None:
-        super().__init__(auto_prefix=False)
-        self.proj_out = Linear(weights / "proj_out", width, width)
-        self.vision_head = Linear(weights / "vision_head", width, codes)
-        self.gelu = body().Gelu()
-
-    def construct(self, x_ND: Tensor) -> Tensor:
-        """Logits (N, codes) of states (N, D)."""
-        return self.vision_head(self.gelu(self.proj_out(x_ND)))
 
 
 class Janus(nn.Cell):
@@ -82,11 +58,13 @@ class Janus(nn.Cell):
         width = config.text.hidden_size
         model = weights / "model"
         self.vision_model = Siglip(model / "vision_model", config.vision)
-        self.aligner = Aligner(model / "aligner", config.vision.hidden_size, width)
+        self.aligner = _aligner(model / "aligner", config.vision.hidden_size, width)
         self.language_model = Llama(model / "language_model", config.text)
         self.lm_head = Linear(weights / "lm_head", width, config.text.vocab_size, bias=False)
         self.embed_codes = CodeEmbedding(model, config)
-        self.generation_head = ImageHead(model / "generation_head", width, config.vq.num_embeddings)
+        head = model / "generation_head"
+        codes = config.vq.num_embeddings
+        self.generation_head = Mlp(head / "proj_out", head / "vision_head", width, width, codes)
 
 
 def place_images(text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> Tensor:
@@ -108,5 +86,10 @@ def visit_parameters(config: JanusConfig, source: Source) -> None:
 def parameter_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the whole network, VQ included, without allocating them."""
     shapes: dict[str, tuple[int, ...]] = {}
-    visit_parameters(config, recording_source(shapes))
+
+    def note(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+        shapes[name] = shape
+        return np.zeros(1, np.float32)
+
+    visit_parameters(config, note)
     return shapes

@@ -7,16 +7,18 @@ Shapes: P flat positions, D width, B rows, H heads, S slots, K head width, F out
 E width of an embedding.
 """
 
+from typing import Any
+
 from mindspore import Tensor, mint, nn, ops
 
 from janus.model.kernels import body
 from janus.model.weights import Weights
 
-_matmul_transposed = ops.MatMul(transpose_b=True)
+matmul_transposed = ops.MatMul(transpose_b=True)
 
 
 class Linear(nn.Cell):
-    """y = x Wᵀ + b, W as (outputs, inputs)."""
+    """y = x Wᵀ + b, (P, F) of (P, D); W as (outputs, inputs)."""
 
     def __init__(self, weights: Weights, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(auto_prefix=False)
@@ -25,13 +27,24 @@ class Linear(nn.Cell):
         self.add_bias = body().AddBias()
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        """(P, F) of (P, D)."""
-        y_PF = _matmul_transposed(x_PD, self.weight.astype(x_PD.dtype))
+        y_PF = matmul_transposed(x_PD, self.weight.astype(x_PD.dtype))
         return y_PF if self.bias is None else self.add_bias(y_PF, self.bias.astype(x_PD.dtype))
 
 
+class Mlp(nn.Cell):
+    """second(gelu(first(x))), (P, F) of (P, D)."""
+
+    def __init__(self, first: Weights, second: Weights, inputs: int, inner: int, outputs: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.first, self.second = Linear(first, inputs, inner), Linear(second, inner, outputs)
+        self.gelu = body().Gelu()
+
+    def construct(self, x_PD: Tensor) -> Tensor:
+        return self.second(self.gelu(self.first(x_PD)))
+
+
 class Embedding(nn.Cell):
-    """A table of rows. repeats: one id may be most of a micro-batch, such as the code of a white area."""
+    """A table of rows, (P, E) of ids (P,). repeats: as the kernel `Embed` has it."""
 
     def __init__(self, weights: Weights, rows: int, width: int, repeats: bool = False) -> None:
         super().__init__(auto_prefix=False)
@@ -39,26 +52,31 @@ class Embedding(nn.Cell):
         self.embed = body().Embed(repeats)
 
     def construct(self, ids_P: Tensor) -> Tensor:
-        """(P, E) of ids (P,)."""
         return self.embed(self.weight, ids_P)
 
 
-class LayerNorm(nn.Cell):
+class Affine(nn.Cell):
+    """A kernel of x, a weight and a bias, in float32; the result in the dtype of x."""
+
+    def __init__(self, weights: Weights, shape: tuple[int, ...], kind: str, kernel: Any) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight = weights.take("weight", shape, kind)
+        self.bias = weights.take("bias", shape[:1], "zeros")
+        self.kernel = kernel
+
+    def construct(self, x_PD: Tensor) -> Tensor:
+        return self.kernel(x_PD.astype("float32"), self.weight, self.bias).astype(x_PD.dtype)
+
+
+class LayerNorm(Affine):
     """LayerNorm over the last axis of (P, D)."""
 
     def __init__(self, weights: Weights, width: int, eps: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (width,), "ones")
-        self.bias = weights.take("bias", (width,), "zeros")
-        self.norm = body().LayerNorm(eps)
-
-    def construct(self, x_PD: Tensor) -> Tensor:
-        """(P, D) normalised, in the dtype it came in."""
-        return self.norm(x_PD.astype("float32"), self.weight, self.bias).astype(x_PD.dtype)
+        super().__init__(weights, (width,), "ones", body().LayerNorm(eps))
 
 
 class RMSNorm(nn.Cell):
-    """Root-mean-square normalisation over the last axis of (P, D)."""
+    """Root-mean-square normalisation over the last axis of (P, D), in the dtype of x."""
 
     def __init__(self, weights: Weights, width: int, eps: float) -> None:
         super().__init__(auto_prefix=False)
@@ -66,7 +84,6 @@ class RMSNorm(nn.Cell):
         self.norm = body().RMSNorm(eps)
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        """(P, D) normalised, in the dtype it came in."""
         return self.norm(x_PD.astype("float32"), self.weight).astype(x_PD.dtype)
 
 

@@ -12,18 +12,16 @@ from mindspore import Tensor, nn
 
 from janus.model.config import TextConfig
 from janus.model.kernels import body
+from janus.model.kernels.plain import Tensors
 from janus.model.layers import Embedding, Linear, RMSNorm
 from janus.model.weights import Weights
 
 Angles = tuple[Tensor, Tensor, Tensor, Tensor]
 """cos and sin of each token's angles; and both times 1/√K, for the query."""
 
-Places = tuple[Tensor, ...]
-"""What tells tokens that see each other from others, as `SegmentAttention.places` of the kernels gives it."""
-
 
 class Attention(nn.Cell):
-    """Causal self-attention with rotary positions."""
+    """Causal self-attention with rotary positions, (P, D): what each token takes from those it sees."""
 
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -35,10 +33,8 @@ class Attention(nn.Cell):
         self.rotary = body().Rotary(heads, head_size, config.rope_theta)
         self.attention = body().SegmentAttention(heads, head_size)
 
-    def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
-        """(P, D): what each token takes from those it sees."""
-        q_PD, k_PD, v_PD = self.qkv(x_PD, angles)
-        return self.o_proj(self.attention(q_PD, k_PD, v_PD, places))
+    def construct(self, x_PD: Tensor, angles: Angles, places: Tensors) -> Tensor:
+        return self.o_proj(self.attention(*self.qkv(x_PD, angles), places))
 
     def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (turned and scaled), keys (turned) and values, each (P, D)."""
@@ -48,7 +44,7 @@ class Attention(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """down(silu(gate) · up)."""
+    """down(silu(gate) · up), (P, D)."""
 
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -59,12 +55,11 @@ class Mlp(nn.Cell):
         self.swiglu = body().SwiGLU()
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        """(P, D) of (P, D)."""
         return self.down_proj(self.swiglu(self.gate_proj(x_PD), self.up_proj(x_PD)))
 
 
 class Layer(nn.Cell):
-    """Attention and MLP, each normalised before and added after."""
+    """Attention and MLP, each normalised before and added after, (P, D)."""
 
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -74,8 +69,7 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
         self.mlp = Mlp(weights / "mlp", config)
 
-    def construct(self, x_PD: Tensor, angles: Angles, places: Places) -> Tensor:
-        """(P, D) with attention and MLP added."""
+    def construct(self, x_PD: Tensor, angles: Angles, places: Tensors) -> Tensor:
         return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), angles, places))
 
     def finish(self, x_PD: Tensor, attended_PD: Tensor) -> Tensor:
@@ -85,36 +79,26 @@ class Layer(nn.Cell):
 
 
 class Llama(nn.Cell):
-    """Embeddings in, last hidden states out."""
+    """Embeddings (P, D) in, last hidden states (P, D) out; a token sees its own segment up to itself."""
 
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
         self.embed_tokens = Embedding(weights / "embed_tokens", config.vocab_size, config.hidden_size)
-        self.layers = nn.CellList(
-            [Layer(weights / "layers" / i, config) for i in range(config.num_layers)], auto_prefix=False
-        )
+        layers = [Layer(weights / "layers" / i, config) for i in range(config.num_layers)]
+        self.layers = nn.CellList(layers, auto_prefix=False)
         self.norm = RMSNorm(weights / "norm", config.hidden_size, config.rms_norm_eps)
         self.scale = config.head_size**-0.5
 
-    def construct(
-        self,
-        embeds_PD: Tensor,
-        position_ids_P: Tensor,
-        token_of_BS: Tensor,
-        slot_of_P: Tensor,
-        segment_ids_BS: Tensor,
-    ) -> Tensor:
-        """Last hidden states (P, D); a token sees its own segment up to itself.
-
-        token_of_BS: the flat token in each slot. slot_of_P: each token's slot, in 0 … B·S − 1. What stands
-        for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
+    def construct(self, x_PD: Tensor, position_ids_P: Tensor, *slots: Tensor) -> Tensor:
+        """slots: the flat token in each slot, `token_of_BS`; each token's slot, `slot_of_P`, in 0 … B·S − 1;
+        `segment_ids_BS`. What stands for nothing (padding tokens, empty slots) is mapped onto each other and
+        carries segment 0.
         """
-        angles = self.angles(position_ids_P, embeds_PD.dtype)
-        places = self.layers[0].self_attn.attention.places(token_of_BS, slot_of_P, segment_ids_BS)
-        hidden_PD = embeds_PD
+        angles = self.angles(position_ids_P, x_PD.dtype)
+        places = self.layers[0].self_attn.attention.places(*slots)
         for layer in self.layers:
-            hidden_PD = layer(hidden_PD, angles, places)
-        return self.norm(hidden_PD)
+            x_PD = layer(x_PD, angles, places)
+        return self.norm(x_PD)
 
     def angles(self, position_ids_P: Tensor, dtype: Any) -> Angles:
         """Of each token, for every layer."""

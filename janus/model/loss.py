@@ -15,7 +15,10 @@ from janus.model.kernels import body
 
 
 class TaskLoss(nn.Cell):
-    """The summed loss of one task's batch: text, vqa or t2i. dtype: what products are computed in."""
+    """Σ −log p(label) over the labels of one task's batch (text, vqa or t2i) that are not negative.
+
+    Its inputs after the labels are those of `logits`. dtype: what products are computed in.
+    """
 
     def __init__(self, model: Janus, task: str, dtype: str = "float32") -> None:
         super().__init__(auto_prefix=False)
@@ -29,45 +32,32 @@ class TaskLoss(nn.Cell):
         self.head = model.generation_head if task == "t2i" else model.lm_head
 
     def construct(self, labels_N: Tensor, *inputs: Tensor) -> Tensor:
-        """Sum of −log p(label) over the labels that are not negative. inputs: those of `logits`."""
         return self.cross_entropy(self.logits(*inputs), labels_N)
 
-    def logits(
-        self,
-        state_rows_N: Tensor,
-        input_ids_P: Tensor,
-        position_ids_P: Tensor,
-        token_of_BS: Tensor,
-        slot_of_P: Tensor,
-        segment_ids_BS: Tensor,
-        *images: Tensor,
-    ) -> Tensor:
-        """Logits (N, V), float32, of the states at `state_rows_N`; `Llama.construct` has the other arrays.
+    def logits(self, state_rows_N: Tensor, input_ids_P: Tensor, *arrays: Tensor) -> Tensor:
+        """Logits (N, V), float32, of the states at `state_rows_N`.
 
-        images: nothing for text; else `image_index_P` and `pixels_IHWC` (vqa) or `image_tokens_IT` (t2i).
+        arrays: the four of `Llama.construct`; then, but for text, `image_index_P` and `pixels_IHWC` (vqa) or
+        `image_tokens_IT` (t2i).
         """
+        places, images = arrays[:4], arrays[4:]
         embeds_PD = self.language_model.embed_tokens(input_ids_P).astype(self.dtype)
         if self.task == "vqa":
-            embeds_PD = place_images(
-                embeds_PD, self.aligner(self.vision_model(images[1], self.dtype)), images[0]
-            )
+            features_MD = self.aligner(self.vision_model(images[1], self.dtype))
+            embeds_PD = place_images(embeds_PD, features_MD, images[0])
         if self.task == "t2i":
             embeds_PD = place_images(embeds_PD, self.embed_codes(images[1], self.dtype), images[0])
-        hidden_PD = self.language_model(embeds_PD, position_ids_P, token_of_BS, slot_of_P, segment_ids_BS)
+        hidden_PD = self.language_model(embeds_PD, *places)
         return self.head(ops.gather(hidden_PD, state_rows_N, 0)).astype("float32")
 
 
 class TokenScores(nn.Cell):
-    """How well one task's batch is predicted: −log p of each target, and whether it came first."""
+    """(−log p(label), 1 where the label is the likeliest class), float32 (N,); junk where unused."""
 
     def __init__(self, loss: TaskLoss) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
 
     def construct(self, labels_N: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(−log p(label), 1 where the label is the likeliest class), float32 (N,); junk where unused.
-
-        inputs: those of `TaskLoss.logits`.
-        """
         nll_N, class_N = self.loss.cross_entropy.scores(self.loss.logits(*inputs), labels_N)
         return nll_N, (class_N == ops.maximum(labels_N, 0)).astype("float32")

@@ -7,27 +7,25 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.config import VisionConfig
 from janus.model.kernels import body
-from janus.model.layers import LayerNorm, Linear, join_heads, split_heads
+from janus.model.layers import LayerNorm, Linear, Mlp, join_heads, split_heads
 from janus.model.weights import Weights
 
 
 class VisionAttention(nn.Cell):
-    """Full self-attention over the patches of one image."""
+    """(M, D): what each patch takes from all patches of its image."""
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__(auto_prefix=False)
-        width = config.hidden_size
-        self.heads = config.num_heads
+        width, self.heads = config.hidden_size, config.num_heads
         self.q_proj = Linear(weights / "q_proj", width, width)
         self.k_proj = Linear(weights / "k_proj", width, width)
         self.v_proj = Linear(weights / "v_proj", width, width)
         self.projection_layer = Linear(weights / "projection_layer", width, width)
-        self.scale = (width // config.num_heads) ** -0.5
-        self.attention = body().Attention(width // config.num_heads, masked=False)
+        self.scale = (width // self.heads) ** -0.5
+        self.attention = body().Attention(width // self.heads, masked=False)
         self.no_mask = Tensor(0.0)
 
     def construct(self, x_MD: Tensor, images: int) -> Tensor:
-        """(M, D): what each patch takes from the patches of its image."""
         q_IHTK = split_heads(self.q_proj(x_MD) * self.scale, images, self.heads)
         k_IHTK = split_heads(self.k_proj(x_MD), images, self.heads)
         v_IHTK = split_heads(self.v_proj(x_MD), images, self.heads)
@@ -35,7 +33,7 @@ class VisionAttention(nn.Cell):
 
 
 class VisionLayer(nn.Cell):
-    """Attention and MLP, each normalised before and added after."""
+    """Attention and MLP, each normalised before and added after, (M, D)."""
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -43,36 +41,30 @@ class VisionLayer(nn.Cell):
         self.layer_norm1 = LayerNorm(weights / "layer_norm1", width, eps)
         self.self_attn = VisionAttention(weights / "self_attn", config)
         self.layer_norm2 = LayerNorm(weights / "layer_norm2", width, eps)
-        self.fc1 = Linear(weights / "mlp" / "fc1", width, inner)
-        self.fc2 = Linear(weights / "mlp" / "fc2", inner, width)
-        self.gelu = body().Gelu()
+        self.mlp = Mlp(weights / "mlp" / "fc1", weights / "mlp" / "fc2", width, inner, width)
 
     def construct(self, x_MD: Tensor, images: int) -> Tensor:
-        """(M, D) with attention and MLP added."""
         x_MD = x_MD + self.self_attn(self.layer_norm1(x_MD), images)
-        return x_MD + self.fc2(self.gelu(self.fc1(self.layer_norm2(x_MD))))
+        return x_MD + self.mlp(self.layer_norm2(x_MD))
 
 
 class Siglip(nn.Cell):
-    """The vision tower, with its final norm and without pooling."""
+    """Features (M, D) of uint8 pictures, computed in `dtype`; with the final norm, without pooling."""
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__(auto_prefix=False)
         width, patch = config.hidden_size, config.patch_size
         embeddings = weights / "embeddings"
-        patches = config.num_image_tokens
         self.patch_weight = (embeddings / "patch_embedding").take("weight", (width, 3, patch, patch))
         self.patch_bias = (embeddings / "patch_embedding").take("bias", (width,), "zeros")
-        self.position_TD = (embeddings / "position_embedding").take("weight", (patches, width))
-        self.layers = nn.CellList(
-            [VisionLayer(weights / "encoder" / "layers" / i, config) for i in range(config.num_layers)],
-            auto_prefix=False,
-        )
+        positions = (config.num_image_tokens, width)
+        self.position_TD = (embeddings / "position_embedding").take("weight", positions)
+        layers = [VisionLayer(weights / "encoder" / "layers" / i, config) for i in range(config.num_layers)]
+        self.layers = nn.CellList(layers, auto_prefix=False)
         self.post_layernorm = LayerNorm(weights / "post_layernorm", width, config.layer_norm_eps)
         self.patch, self.add_bias = patch, body().AddBias()
 
     def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
-        """Features (M, D) of uint8 pictures, computed in `dtype`."""
         images = pixels_IHWC.shape[0]
         x_MD = self._embed(normalise_pixels(pixels_IHWC)).astype(dtype)
         for layer in self.layers:

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.config import VQConfig
 from janus.model.kernels import body
+from janus.model.layers import Affine, matmul_transposed
 from janus.model.siglip import normalise_pixels
 from janus.model.weights import Weights
 
@@ -24,59 +25,35 @@ class Grid(NamedTuple):
     images: int
     side: int
 
-    @property
-    def pixels(self) -> int:
-        """Positions of one picture."""
-        return self.side * self.side
 
-
-class Linear(nn.Cell):
-    """A 1×1 convolution: one matrix product over rows."""
+class Linear(Affine):
+    """A 1×1 convolution, (P, C′) of (P, C): one matrix product over rows."""
 
     def __init__(self, weights: Weights, inputs: int, outputs: int) -> None:
-        super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (outputs, inputs, 1, 1))
-        self.bias = weights.take("bias", (outputs,), "zeros")
-        self.matmul = ops.MatMul(transpose_b=True)
-
-    def construct(self, x_PC: Tensor) -> Tensor:
-        """(P, C′) of (P, C)."""
-        kernel = self.weight.reshape(self.weight.shape[0], self.weight.shape[1])
-        return ops.bias_add(self.matmul(x_PC, kernel), self.bias)
+        super().__init__(weights, (outputs, inputs, 1, 1), "fan_in", _convolve_1x1)
 
 
-class Conv(nn.Cell):
-    """A 3×3 convolution. stride 2 halves the picture; `doubled` doubles it before."""
-
-    def __init__(
-        self, weights: Weights, inputs: int, outputs: int, grid: Grid, stride: int = 1, doubled: bool = False
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (outputs, inputs, 3, 3))
-        self.bias = weights.take("bias", (outputs,), "zeros")
-        self.convolve = body().Conv3x3(grid.images, grid.side, stride, doubled)
-
-    def construct(self, x_PC: Tensor) -> Tensor:
-        """(P′, C′) of (P, C)."""
-        return self.convolve(x_PC, self.weight, self.bias)
+def _convolve_1x1(x_PC: Tensor, weight_OC11: Tensor, bias_O: Tensor) -> Tensor:
+    return ops.bias_add(matmul_transposed(x_PC, weight_OC11.reshape(weight_OC11.shape[:2])), bias_O)
 
 
-class GroupNorm(nn.Cell):
-    """GroupNorm(32, 1e-6)."""
+class Conv(Affine):
+    """A 3×3 convolution, (P′, C′) of (P, C). resize: −1 halves the picture, 1 doubles it before."""
+
+    def __init__(self, weights: Weights, inputs: int, outputs: int, grid: Grid, resize: int = 0) -> None:
+        kernel = body().Conv3x3(*grid, stride=2 if resize < 0 else 1, doubled=resize > 0)
+        super().__init__(weights, (outputs, inputs, 3, 3), "fan_in", kernel)
+
+
+class GroupNorm(Affine):
+    """GroupNorm(32, 1e-6) of (P, C)."""
 
     def __init__(self, weights: Weights, channels: int, grid: Grid) -> None:
-        super().__init__(auto_prefix=False)
-        self.weight = weights.take("weight", (channels,), "ones")
-        self.bias = weights.take("bias", (channels,), "zeros")
-        self.norm = body().GroupNorm(grid.images, grid.side, channels, GROUPS, EPS)
-
-    def construct(self, x_PC: Tensor) -> Tensor:
-        """(P, C) normalised."""
-        return self.norm(x_PC, self.weight, self.bias)
+        super().__init__(weights, (channels,), "ones", body().GroupNorm(*grid, channels, GROUPS, EPS))
 
 
 class ResBlock(nn.Cell):
-    """Two normalised convolutions around a shortcut."""
+    """Two normalised convolutions around a shortcut, (P, C′) of (P, C)."""
 
     def __init__(self, weights: Weights, inputs: int, outputs: int, grid: Grid) -> None:
         super().__init__(auto_prefix=False)
@@ -87,14 +64,12 @@ class ResBlock(nn.Cell):
         self.shortcut = Linear(weights / "nin_shortcut", inputs, outputs) if inputs != outputs else None
 
     def construct(self, x_PC: Tensor) -> Tensor:
-        """(P, C′) of (P, C)."""
-        inner = self.conv1(ops.silu(self.norm1(x_PC)))
-        inner = self.conv2(ops.silu(self.norm2(inner)))
+        inner = self.conv2(ops.silu(self.norm2(self.conv1(ops.silu(self.norm1(x_PC))))))
         return (x_PC if self.shortcut is None else self.shortcut(x_PC)) + inner
 
 
 class AttnBlock(nn.Cell):
-    """One-head self-attention over the positions of a picture."""
+    """One-head self-attention over the positions of a picture, (P, C)."""
 
     def __init__(self, weights: Weights, channels: int, grid: Grid) -> None:
         super().__init__(auto_prefix=False)
@@ -103,21 +78,18 @@ class AttnBlock(nn.Cell):
         self.k = Linear(weights / "k", channels, channels)
         self.v = Linear(weights / "v", channels, channels)
         self.proj_out = Linear(weights / "proj_out", channels, channels)
-        self.shape = (grid.images, grid.pixels, channels)
+        self.shape = (grid.images, grid.side**2, channels)
         self.scale = channels**-0.5
 
     def construct(self, x_PC: Tensor) -> Tensor:
-        """(P, C) with what each position takes from its picture."""
         normed_PC = self.norm(x_PC)
-        q_ITC = self.q(normed_PC).reshape(self.shape)
-        k_ITC = self.k(normed_PC).reshape(self.shape)
-        v_ITC = self.v(normed_PC).reshape(self.shape)
+        q_ITC, k_ITC, v_ITC = [f(normed_PC).reshape(self.shape) for f in (self.q, self.k, self.v)]
         probs_ITT = ops.softmax(ops.bmm(q_ITC, k_ITC.transpose(0, 2, 1)) * self.scale, -1)
         return x_PC + self.proj_out(ops.bmm(probs_ITT, v_ITC).reshape(x_PC.shape))
 
 
 class Mid(nn.Cell):
-    """Residual block, attention, residual block."""
+    """Residual block, attention, residual block, (P, C)."""
 
     def __init__(self, weights: Weights, channels: int, grid: Grid) -> None:
         super().__init__(auto_prefix=False)
@@ -126,7 +98,6 @@ class Mid(nn.Cell):
         self.block_2 = ResBlock(weights / "block_2", channels, channels, grid)
 
     def construct(self, x_PC: Tensor) -> Tensor:
-        """(P, C) of (P, C)."""
         return self.block_2(self.attn_1(self.block_1(x_PC)))
 
 
@@ -137,14 +108,11 @@ class Level(nn.Cell):
         self, weights: Weights, widths: list[int], grid: Grid, attention: bool, resample: Conv | None
     ) -> None:
         super().__init__(auto_prefix=False)
-        pairs = list(pairwise(widths))
-        self.block = nn.CellList(
-            [ResBlock(weights / "block" / i, a, b, grid) for i, (a, b) in enumerate(pairs)], auto_prefix=False
-        )
-        self.attn = nn.CellList(
-            [AttnBlock(weights / "attn" / i, b, grid) for i, (_, b) in enumerate(pairs) if attention],
-            auto_prefix=False,
-        )
+        pairs = list(enumerate(pairwise(widths)))
+        blocks = [ResBlock(weights / "block" / i, *pair, grid) for i, pair in pairs]
+        attn = [AttnBlock(weights / "attn" / i, width, grid) for i, (_, width) in pairs if attention]
+        self.block = nn.CellList(blocks, auto_prefix=False)
+        self.attn = nn.CellList(attn, auto_prefix=False)
         self.resample = resample
 
     def construct(self, x_PC: Tensor) -> Tensor:
@@ -156,57 +124,40 @@ class Level(nn.Cell):
         return x_PC if self.resample is None else self.resample(x_PC)
 
 
-class Encoder(nn.Cell):
-    """Pictures in [−1, 1] to latents, a sixteenth as wide and high."""
+class Coder(nn.Cell):
+    """The encoder: pictures in [−1, 1], (P, 3), to latents (I·h·w, latent channels). Or the decoder: back.
 
-    def __init__(self, weights: Weights, config: VQConfig, grid: Grid) -> None:
+    A picture is 2^(levels − 1) times as wide and high as its latent. Attention is at the latent's resolution.
+    """
+
+    def __init__(self, weights: Weights, config: VQConfig, grid: Grid, decoder: bool) -> None:
         super().__init__(auto_prefix=False)
-        widths = [config.base_channels * m for m in (1, *config.channel_multiplier)]
-        self.conv_in = Conv(weights / "conv_in", 3, config.base_channels, grid)
-        levels = []
-        for i, (before, width) in enumerate(pairwise(widths)):
-            at = weights / "down" / i
-            last = i == len(widths) - 2
-            halve = None if last else Conv(at / "downsample" / "conv", width, width, grid, stride=2)
-            levels.append(Level(at, [before] + [width] * config.num_res_blocks, grid, last, halve))
-            grid = grid if last else Grid(grid.images, grid.side // 2)
-        self.down = nn.CellList(levels, auto_prefix=False)
-        self.mid = Mid(weights / "mid", widths[-1], grid)
+        widths = [config.base_channels * m for m in config.channel_multiplier]
+        first, inputs, outputs = config.base_channels, 3, config.latent_channels
+        levels, resample, resize, blocks = weights / "down", "downsample", -1, config.num_res_blocks
+        if decoder:
+            widths.reverse()
+            first, inputs, outputs = widths[0], outputs, inputs
+            levels, resample, resize, blocks = weights / "up", "upsample", 1, blocks + 1
+        self.conv_in = Conv(weights / "conv_in", inputs, first, grid)
+        stages = [Mid(weights / "mid", first, grid)] if decoder else []
+        for i, (before, width) in enumerate(pairwise([first, *widths])):
+            at, last = levels / i, i == len(widths) - 1
+            change = None if last else Conv(at / resample / "conv", width, width, grid, resize)
+            attention = i == 0 if decoder else last
+            stages.append(Level(at, [before] + [width] * blocks, grid, attention, change))
+            if not last:
+                grid = Grid(grid.images, grid.side * 2 if decoder else grid.side // 2)
+        if not decoder:
+            stages.append(Mid(weights / "mid", widths[-1], grid))
+        self.stages = nn.CellList(stages, auto_prefix=False)
         self.norm_out = GroupNorm(weights / "norm_out", widths[-1], grid)
-        self.conv_out = Conv(weights / "conv_out", widths[-1], config.latent_channels, grid)
+        self.conv_out = Conv(weights / "conv_out", widths[-1], outputs, grid)
 
     def construct(self, x_PC: Tensor) -> Tensor:
-        """Latents (I·h·w, latent channels) of pictures (P, 3)."""
         x_PC = self.conv_in(x_PC)
-        for level in self.down:
-            x_PC = level(x_PC)
-        return self.conv_out(ops.silu(self.norm_out(self.mid(x_PC))))
-
-
-class Decoder(nn.Cell):
-    """Latents to pictures in [−1, 1]."""
-
-    def __init__(self, weights: Weights, config: VQConfig, grid: Grid) -> None:
-        super().__init__(auto_prefix=False)
-        widths = [config.base_channels * m for m in reversed(config.channel_multiplier)]
-        self.conv_in = Conv(weights / "conv_in", config.latent_channels, widths[0], grid)
-        self.mid = Mid(weights / "mid", widths[0], grid)
-        levels = []
-        for i, (before, width) in enumerate(pairwise([widths[0], *widths])):
-            at = weights / "up" / i
-            last = i == len(widths) - 1
-            double = None if last else Conv(at / "upsample" / "conv", width, width, grid, doubled=True)
-            levels.append(Level(at, [before] + [width] * (config.num_res_blocks + 1), grid, i == 0, double))
-            grid = grid if last else Grid(grid.images, grid.side * 2)
-        self.up = nn.CellList(levels, auto_prefix=False)
-        self.norm_out = GroupNorm(weights / "norm_out", widths[-1], grid)
-        self.conv_out = Conv(weights / "conv_out", widths[-1], 3, grid)
-
-    def construct(self, z_PC: Tensor) -> Tensor:
-        """Pictures (P, 3) of latents (I·h·w, latent channels)."""
-        x_PC = self.mid(self.conv_in(z_PC))
-        for level in self.up:
-            x_PC = level(x_PC)
+        for stage in self.stages:
+            x_PC = stage(x_PC)
         return self.conv_out(ops.silu(self.norm_out(x_PC)))
 
 
@@ -217,24 +168,19 @@ class VQ(nn.Cell):
         super().__init__(auto_prefix=False)
         self.grid = Grid(images, image_size)
         latent = Grid(images, image_size // 2 ** (len(config.channel_multiplier) - 1))
-        self.encoder = Encoder(weights / "encoder", config, self.grid)
-        self.decoder = Decoder(weights / "decoder", config, latent)
-        self.codebook_VE = (weights / "quantize" / "embedding").take(
-            "weight", (config.num_embeddings, config.embed_dim)
-        )
+        self.encoder = Coder(weights / "encoder", config, self.grid, decoder=False)
+        self.decoder = Coder(weights / "decoder", config, latent, decoder=True)
+        codebook = weights / "quantize" / "embedding"
+        self.codebook_VE = codebook.take("weight", (config.num_embeddings, config.embed_dim))
         self.quant_conv = Linear(weights / "quant_conv", config.latent_channels, config.embed_dim)
         self.post_quant_conv = Linear(weights / "post_quant_conv", config.embed_dim, config.latent_channels)
 
-    def latent(self, pixels_IHWC: Tensor) -> Tensor:
-        """The latent, rows (I·h·w, E), of uint8 pictures, before it is quantised."""
-        return self.quant_conv(self.encoder(normalise_pixels(pixels_IHWC).reshape(-1, 3)))
-
     def encode(self, pixels_IHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (I, T) of uint8 pictures, and their latent.
+        """Codes (I, T) of uint8 pictures, and their latent (I·T, E).
 
         A code is the nearest codebook row, both sides L2-normalised.
         """
-        latent_PE = self.latent(pixels_IHWC)
+        latent_PE = self.quant_conv(self.encoder(normalise_pixels(pixels_IHWC).reshape(-1, 3)))
         # For unit vectors the nearest row is the one with the largest product.
         similarity_PV = ops.matmul(l2_normalise(latent_PE), l2_normalise(self.codebook_VE).transpose(1, 0))
         return ops.argmax(similarity_PV, -1).reshape(self.grid.images, -1), latent_PE
@@ -242,8 +188,8 @@ class VQ(nn.Cell):
     def decode(self, image_tokens_IT: Tensor) -> Tensor:
         """Pictures (I, H, W, 3) in [−1, 1] of codes."""
         z_PE = ops.gather(l2_normalise(self.codebook_VE), image_tokens_IT.reshape(-1), 0)
-        x_PC = self.decoder(self.post_quant_conv(z_PE))
-        return x_PC.reshape(self.grid.images, self.grid.side, self.grid.side, 3)
+        side = self.grid.side
+        return self.decoder(self.post_quant_conv(z_PE)).reshape(self.grid.images, side, side, 3)
 
 
 def l2_normalise(x: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ class Weights:
     """A place in the tree of parameter names, and the source of their values."""
 
     def __init__(self, source: Source, prefix: str = "") -> None:
-        self._source = source
-        self._prefix = prefix
+        self._source, self._prefix = source, prefix
 
     def __truediv__(self, name: object) -> "Weights":
         return Weights(self._source, f"{self._prefix}{name}.")
@@ -45,15 +44,5 @@ def random_source(seed: int) -> Source:
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
         std = prod(shape[1:]) ** -0.5
         return generator.standard_normal(shape, np.float32) * np.float32(std)
-
-    return source
-
-
-def recording_source(shapes: dict[str, tuple[int, ...]]) -> Source:
-    """Notes every name and shape in `shapes` and allocates next to nothing."""
-
-    def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-        shapes[name] = shape
-        return np.zeros(1, np.float32)
 
     return source

@@ -5,8 +5,8 @@ Written-out backwards are in `cpu_gradients.py`. Three rules keep the CPU fast a
 - Sums over the last axis are matrix products: ReduceSum is several times slower.
 - No sum of more than CHAIN terms is one product with a row of ones: some kernels add them in one chain.
 - No element-wise operation broadcasts: its kernel keeps 16 bytes of indices for every element as long as
-  the graph lives, and is four times slower. What must be spread is spread by a matrix product of width 1
-  (`spread`), or once a step for all layers.
+  the graph lives, and is four times slower. What must be spread is spread by a matrix product of width 1,
+  or once a step for all layers.
 
 Norms, softmax and the loss run in float32.
 
@@ -15,31 +15,51 @@ C channels, N states that predict, V classes, E width of an embedding.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from janus.model.kernels import cpu_gradients as gradients
-from janus.model.kernels.cpu_gradients import CHAIN, AddBias
-from janus.model.kernels.plain import MASKED
-
-__all__ = ["AddBias", "Attention", "Conv3x3", "Embed", "Gelu", "GroupNorm", "LayerNorm", "RMSNorm", "Rotary"]
-__all__ += ["CrossEntropy", "SegmentAttention", "SumOfSquares", "SwiGLU"]
+from janus.model.kernels import plain
+from janus.model.kernels.cpu_gradients import CHAIN
+from janus.model.kernels.plain import MASKED, Tensors
 
 
-class Embed(nn.Cell):
-    """Rows of a table.
+def _result(kind: Any) -> Any:
+    """A Cell of `cpu_gradients` without what it keeps for its backward, which is behind its result."""
 
-    repeats: one id may be most of a micro-batch, so that its gradient is a long sum. It is then added up in
-    blocks, each with a gradient of the whole table: for small tables.
-    """
+    class Result(nn.Cell):
+        def __init__(self, *settings: Any, **named: Any) -> None:
+            super().__init__(auto_prefix=False)
+            self.whole = kind(*settings, **named)
 
-    def __init__(self, repeats: bool = False) -> None:
-        super().__init__(auto_prefix=False)
-        self.repeats = repeats
+        def construct(self, *inputs: Tensor) -> Tensor:
+            return self.whole(*inputs)[0]
+
+    return Result
+
+
+AddBias = gradients.AddBias
+Attention = _result(gradients.Attention)
+Gelu = _result(gradients.Gelu)
+RMSNorm = _result(gradients.RMSNorm)
+SwiGLU = _result(gradients.SwiGLU)
+
+
+class CrossEntropy(_result(gradients.CrossEntropy)):  # type: ignore[misc]
+    """The sum of the cross-entropy; the scores for validation."""
+
+    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(−log p(label), likeliest class), (N,) each."""
+        nll_N1, class_N1, _, _ = gradients.negative_log_p(logits_NV, labels_N)
+        return nll_N1.reshape(-1), class_N1.reshape(-1)
+
+
+class Embed(plain.Embed):
+    """Repeats are added up in blocks, each with a gradient of the whole table: for small tables."""
 
     def construct(self, table_VE: Tensor, ids_P: Tensor) -> Tensor:
-        """(P, E)."""
         if not self.repeats or ids_P.shape[0] <= CHAIN:
             return ops.gather(table_VE, ids_P, 0)
         return ops.concat([ops.gather(table_VE, block, 0) for block in ops.split(ids_P, CHAIN)], 0)
@@ -53,58 +73,27 @@ class LayerNorm(nn.Cell):
         self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=eps)
 
     def construct(self, x_PD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:
-        """(P, D)."""
         if x_PD.shape[0] <= CHAIN:
             return self.norm(x_PD, weight_D, bias_D)[0]
         blocks = [self.norm(block_PD, weight_D, bias_D)[0] for block_PD in ops.split(x_PD, CHAIN)]
         return ops.concat(blocks, 0)
 
 
-class RMSNorm(nn.Cell):
-    """See `gradients.RMSNorm`."""
-
-    def __init__(self, eps: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.norm = gradients.RMSNorm(eps)
-
-    def construct(self, x_PD: Tensor, weight_D: Tensor) -> Tensor:
-        """(P, D)."""
-        return self.norm(x_PD, weight_D)[0]
-
-
-class Rotary(nn.Cell):
-    """Angles are spread over the heads once a step."""
+class Rotary(plain.Rotary):
+    """Angles are spread over the heads once a step, (P, D) each."""
 
     def __init__(self, heads: int, head_size: int, theta: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.heads = heads
-        half = head_size // 2
-        frequencies = theta ** -(np.arange(half, dtype=np.float64) / half)
-        self.frequencies_1K = Tensor(np.tile(frequencies, 2)[None].astype(np.float32))
-        self.rotate = gradients.Rotate(head_size)
+        super().__init__(heads, head_size, theta)
+        self.heads, self.rotate = heads, gradients.Rotate(head_size)
 
     def angles(self, position_ids_P: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """cos and sin of every token's angles for every head, (P, D), each times `scale`."""
         angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
         cos_PD = ops.tile(ops.cos(angles_PK), (1, self.heads))
         sin_PD = ops.tile(ops.sin(angles_PK), (1, self.heads))
         return cos_PD * scale, sin_PD * scale
 
     def construct(self, x_PD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(P, D)."""
         return self.rotate(x_PD, cos, sin)
-
-
-class Attention(nn.Cell):
-    """See `gradients.Attention`."""
-
-    def __init__(self, head_size: int, masked: bool) -> None:
-        super().__init__(auto_prefix=False)
-        self.attention = gradients.Attention(head_size, masked)
-
-    def construct(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:
-        """(B, H, S, K). mask: (B, H, S, S), as large as it is used."""
-        return self.attention(q_BHSK, k_BHSK, v_BHSK, mask)[0]
 
 
 class SegmentAttention(nn.Cell):
@@ -116,7 +105,7 @@ class SegmentAttention(nn.Cell):
         self.attention = Attention(head_size, masked=True)
         self.move = gradients.Move()
 
-    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> tuple[Tensor, ...]:
+    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> Tensors:
         """(mask_BHSS, grid_BHS, flat_PH), shared by all layers.
 
         mask: added to the scores. grid: for each head of a slot, its row among the (P·H) flat heads.
@@ -132,62 +121,17 @@ class SegmentAttention(nn.Cell):
         row_P1, slot_P1 = (slot_of_P // length).reshape(-1, 1), (slot_of_P % length).reshape(-1, 1)
         return mask_BHSS, grid_BHS, (row_P1 * self.heads + heads_H) * length + slot_P1
 
-    def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-        """(P, D)."""
+    def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: Tensors) -> Tensor:
         mask_BHSS, grid_BHS, flat_PH = places
-        q_BHSK = self.move(q_PD.reshape(self.shape), grid_BHS, flat_PH)
-        k_BHSK = self.move(k_PD.reshape(self.shape), grid_BHS, flat_PH)
-        v_BHSK = self.move(v_PD.reshape(self.shape), grid_BHS, flat_PH)
-        out_BHSK = self.attention(q_BHSK, k_BHSK, v_BHSK, mask_BHSS)
+        q, k, v = [self.move(x_PD.reshape(self.shape), grid_BHS, flat_PH) for x_PD in (q_PD, k_PD, v_PD)]
+        out_BHSK = self.attention(q, k, v, mask_BHSS)
         return self.move(out_BHSK, flat_PH, grid_BHS).reshape(q_PD.shape)
-
-
-class SwiGLU(nn.Cell):
-    """See `gradients.SwiGLU`."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_prefix=False)
-        self.swiglu = gradients.SwiGLU()
-
-    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> Tensor:
-        """(P, F)."""
-        return self.swiglu(gate_PF, up_PF)[0]
-
-
-class Gelu(nn.Cell):
-    """See `gradients.Gelu`."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_prefix=False)
-        self.gelu = gradients.Gelu()
-
-    def construct(self, x: Tensor) -> Tensor:
-        """The shape of x."""
-        return self.gelu(x)[0]
-
-
-class CrossEntropy(nn.Cell):
-    """See `gradients.CrossEntropy`."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_prefix=False)
-        self.cross_entropy = gradients.CrossEntropy()
-
-    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        """The sum, a scalar."""
-        return self.cross_entropy(logits_NV, labels_N)[0]
-
-    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-        """(−log p(label), likeliest class), (N,) each."""
-        nll_N1, class_N1, _, _ = gradients.negative_log_p(logits_NV, labels_N)
-        return nll_N1.reshape(-1), class_N1.reshape(-1)
 
 
 class SumOfSquares(nn.Cell):
     """Products with ones; ReduceSum is far slower."""
 
     def construct(self, x: Tensor) -> Tensor:
-        """A scalar."""
         return gradients.row_sum(ops.square(x).reshape(1, -1)).reshape(())
 
 
@@ -204,7 +148,6 @@ class GroupNorm(nn.Cell):
         self.shape = (images, side * side, channels)
 
     def construct(self, x_PC: Tensor, weight_C: Tensor, bias_C: Tensor) -> Tensor:
-        """(P, C)."""
         x_IPC = x_PC.reshape(self.shape)
         centred_IPC = x_IPC - self._spread(self._group_mean(x_IPC))
         variance_IC = self._group_mean(ops.square(centred_IPC))
@@ -215,8 +158,7 @@ class GroupNorm(nn.Cell):
         """The mean of each channel's group, (I, C)."""
         images, _, channels = self.shape
         lines, _, side = self.mean_L1W.shape
-        means_L1C = ops.bmm(self.mean_L1W, x_IPC.reshape(lines, side, channels))
-        means_IHC = means_L1C.reshape(images, side, channels)
+        means_IHC = ops.bmm(self.mean_L1W, x_IPC.reshape(lines, side, channels)).reshape(images, side, -1)
         return ops.matmul(ops.bmm(self.mean_I1H, means_IHC).reshape(images, channels), self.share_CC)
 
     def _spread(self, row_IC: Tensor) -> Tensor:
@@ -235,7 +177,6 @@ class Conv3x3(nn.Cell):
         self.rows_P9 = _tap_rows(images, side, stride, doubled)
 
     def construct(self, x_PC: Tensor, weight_OC33: Tensor, bias_O: Tensor) -> Tensor:
-        """(P′, C′) of (P, C)."""
         kernel = weight_OC33.transpose(2, 3, 1, 0).reshape(9 * x_PC.shape[1], -1)
         x_PC = ops.concat((x_PC, ops.zeros((1, x_PC.shape[1]), x_PC.dtype)), 0)
         under_taps = ops.gather(x_PC, self.rows_P9, 0).reshape(self.rows_P9.shape[0], -1)
@@ -248,8 +189,7 @@ def _tap_rows(images: int, side: int, stride: int, doubled: bool) -> Tensor:
 
     A tap outside the picture reads the row behind the last, which holds zeros.
     """
-    scale = 2 if doubled else 1
-    before = 1 if stride == 1 else 0
+    scale, before = (2 if doubled else 1), (1 if stride == 1 else 0)
     at = np.arange(side * scale // stride)[:, None] * stride - before + np.arange(3)  # (target, tap)
     inside = (at >= 0) & (at < side * scale)
     y, x = at[:, None, :, None] // scale, at[None, :, None, :] // scale

@@ -1,7 +1,7 @@
-"""Cells whose backward is written out, for `cpu.py`.
+"""Cells whose backward is written out, for `cpu.py`: automatic differentiation builds slow graphs of them.
 
-Automatic differentiation builds slow graphs of them. A backward reuses what its forward has computed: such a
-value is given behind the result. An input without a gradient gets zeros, which nobody reads.
+A backward reuses what its forward has computed: such a value is given behind the result, and a Cell's
+docstring says that it is kept. An input without a gradient gets zeros, which nobody reads.
 
 Shapes: P flat tokens, D width, B rows, H heads, S slots, K head width, F inner width,
 N states that predict, V classes.
@@ -10,7 +10,7 @@ N states that predict, V classes.
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from janus.model.kernels.plain import ROOT_HALF
+from janus.model.kernels.plain import ROOT_HALF, Tensors
 
 # Primitives, not their functions: `ops.gather` inside a written-out backward does not always build.
 _gather = ops.Gather()
@@ -22,27 +22,19 @@ _transposed_batch_matmul = ops.BatchMatMul(transpose_a=True)
 _softmax = ops.Softmax(-1)
 _top = ops.ArgMaxWithValue(axis=1, keep_dims=True)
 
-
-def spread(column_P1: Tensor, row_1D: Tensor) -> Tensor:
-    """column ⊗ row, (P, D): what a broadcasting operation would read."""
-    return _matmul(column_P1, row_1D)
-
-
-DENSITY_AT_0 = (2 * np.pi) ** -0.5
-"""Of the standard normal distribution."""
+DENSITY_AT_0 = (2 * np.pi) ** -0.5  # of the standard normal distribution
 
 CHAIN = 1024
 """Most terms that one product with a row of ones adds up: some kernels add them in one chain."""
 
 
 class WeightedSum(nn.Cell):
-    """weight · x, (1, F), in two levels where the rows are more than CHAIN.
+    """Weights (1, P) times rows (P, F), (1, F), in two levels where the rows are more than CHAIN.
 
     A Cell for each user: MindSpore cannot compile backwards that share a function with branches.
     """
 
     def construct(self, weight_1P: Tensor, x_PF: Tensor) -> Tensor:
-        """(1, F) of weights (1, P) and rows (P, F)."""
         rows, width = x_PF.shape
         if rows <= CHAIN:
             return _matmul(weight_1P, x_PF)
@@ -84,11 +76,9 @@ class AddBias(nn.Cell):
         self.sum = WeightedSum()
 
     def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
-        """x + b, (P, F)."""
         return ops.bias_add(x_PF, bias_F)
 
-    def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x and b."""
+    def bprop(self, x_PF: Tensor, bias_F: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         return dout, self.sum(ops.ones((1, dout.shape[0]), dout.dtype), dout).reshape(-1)
 
 
@@ -100,23 +90,20 @@ class RMSNorm(nn.Cell):
         self.eps = eps
         self.sum = WeightedSum()
 
-    def construct(self, x_PD: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
-        """(normalised, reciprocal root)."""
+    def construct(self, x_PD: Tensor, weight_D: Tensor) -> Tensors:
         mean_D1 = ops.full((x_PD.shape[1], 1), 1 / x_PD.shape[1], dtype=x_PD.dtype)
         root_P1 = ops.rsqrt(_matmul(ops.square(x_PD), mean_D1) + self.eps)
-        return x_PD * spread(root_P1, weight_D.reshape(1, -1)), root_P1
+        return x_PD * _matmul(root_P1, weight_D.reshape(1, -1)), root_P1
 
-    def bprop(self, x_PD: Tensor, weight_D: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x and the weight."""
+    def bprop(self, x_PD: Tensor, weight_D: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         dy_PD, root_P1 = dout[0], out[1]
         ones_1D = ops.ones((1, x_PD.shape[1]), x_PD.dtype)
         dyx_PD = dy_PD * x_PD
         dweight_D = self.sum(root_P1.reshape(1, -1), dyx_PD).reshape(-1)
-        pull_P1 = (
-            _matmul(dyx_PD, weight_D.reshape(-1, 1)) * (root_P1 * root_P1 * root_P1) * (1 / x_PD.shape[1])
-        )
-        towards_PD = dy_PD * spread(root_P1, weight_D.reshape(1, -1))
-        return towards_PD - x_PD * spread(pull_P1, ones_1D), dweight_D
+        dscale_P1 = _matmul(dyx_PD, weight_D.reshape(-1, 1))
+        pull_P1 = dscale_P1 * (root_P1 * root_P1 * root_P1) * (1 / x_PD.shape[1])
+        towards_PD = dy_PD * _matmul(root_P1, weight_D.reshape(1, -1))
+        return towards_PD - x_PD * _matmul(pull_P1, ones_1D), dweight_D
 
 
 class Rotate(nn.Cell):
@@ -136,13 +123,9 @@ class Rotate(nn.Cell):
         return _matmul(x_PD.reshape(-1, self.head_size), turn_KK).reshape(x_PD.shape)
 
     def construct(self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor) -> Tensor:
-        """(P, D) turned by its angles."""
         return x_PD * cos_PD + self._turn(x_PD) * sin_PD
 
-    def bprop(
-        self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, ...]:
-        """The gradient turned back; angles have none."""
+    def bprop(self, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         return dout * cos_PD - self._turn(dout) * sin_PD, ops.zeros_like(cos_PD), ops.zeros_like(sin_PD)
 
 
@@ -155,10 +138,7 @@ class Attention(nn.Cell):
         self.ones_K1 = Tensor(np.ones((head_size, 1), np.float32))
         self.softmax = ops.Softmax(-1)
 
-    def construct(
-        self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHSS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(mixed values, probabilities)."""
+    def construct(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHSS: Tensor) -> Tensors:
         scores_BHSS = _batch_matmul_transposed(q_BHSK, k_BHSK).astype("float32")
         if self.masked:
             scores_BHSS = scores_BHSS + mask_BHSS
@@ -166,24 +146,15 @@ class Attention(nn.Cell):
         return _batch_matmul(probs_BHSS, v_BHSK), probs_BHSS
 
     def bprop(
-        self,
-        q_BHSK: Tensor,
-        k_BHSK: Tensor,
-        v_BHSK: Tensor,
-        mask_BHSS: Tensor,
-        out: Tensor,
-        dout: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v; the mask has none."""
+        self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHSS: Tensor, out: Tensor, dout: Tensor
+    ) -> Tensors:
         out_BHSK, probs_BHSS = out
         dout_BHSK = dout[0]
         # Σ dP·P of a row, without the S×S matrix; it is subtracted within the product, as one more column.
         row_BHS1 = self._sum_heads(dout_BHSK * out_BHSK)
         one_BHS1 = ops.ones_like(row_BHS1)
-        dprobs_BHSS = _batch_matmul_transposed(
-            ops.concat((dout_BHSK, -row_BHS1), -1), ops.concat((v_BHSK, one_BHS1), -1)
-        )
-        dscores_BHSS = dprobs_BHSS * probs_BHSS
+        left, right = ops.concat((dout_BHSK, -row_BHS1), -1), ops.concat((v_BHSK, one_BHS1), -1)
+        dscores_BHSS = _batch_matmul_transposed(left, right) * probs_BHSS
         return (
             _batch_matmul(dscores_BHSS, k_BHSK),
             _transposed_batch_matmul(dscores_BHSS, q_BHSK),
@@ -205,11 +176,9 @@ class Move(nn.Cell):
     """
 
     def construct(self, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        """The rows at `there`, in its shape."""
         return _gather(x.reshape(-1, x.shape[-1]), there, 0)
 
-    def bprop(self, x: Tensor, there: Tensor, back: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """The gradient moved back; indices have none."""
+    def bprop(self, x: Tensor, there: Tensor, back: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         dx = _gather(dout.reshape(-1, dout.shape[-1]), back, 0).reshape(x.shape)
         return dx, ops.zeros_like(there), ops.zeros_like(back)
 
@@ -221,13 +190,11 @@ class SwiGLU(nn.Cell):
         super().__init__(auto_prefix=False)
         self.sigmoid = ops.Sigmoid()
 
-    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> tuple[Tensor, Tensor]:
-        """(silu(gate) · up, sigmoid(gate))."""
+    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> Tensors:
         sigmoid_PF = self.sigmoid(gate_PF)
         return gate_PF * sigmoid_PF * up_PF, sigmoid_PF
 
-    def bprop(self, gate_PF: Tensor, up_PF: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of gate and up."""
+    def bprop(self, gate_PF: Tensor, up_PF: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         d_PF, sigmoid_PF = dout[0], out[1]
         silu_PF = gate_PF * sigmoid_PF
         return d_PF * up_PF * (sigmoid_PF + silu_PF - silu_PF * sigmoid_PF), d_PF * silu_PF
@@ -236,26 +203,26 @@ class SwiGLU(nn.Cell):
 class Gelu(nn.Cell):
     """x · Φ(x); the distribution function is kept for the backward."""
 
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(gelu(x), Φ(x))."""
+    def construct(self, x: Tensor) -> Tensors:
         below = (ops.erf(x * ROOT_HALF) + 1.0) * 0.5
         return x * below, below
 
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        """dy · (Φ(x) + x · φ(x))."""
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         density = ops.exp(ops.square(x) * -0.5) * DENSITY_AT_0
         return (dout[0] * (out[1] + x * density),)
 
 
 class CrossEntropy(nn.Cell):
-    """Σ −log p(label) over the rows whose label is not negative, with what its gradient takes from it."""
+    """Σ −log p(label) over the rows whose label is not negative.
+
+    Kept: the kernel's softmax, its row sums, where each row's label is. The gradient is p − onehot.
+    """
 
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
         self.subtract_at = ops.TensorScatterSub()
 
-    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
-        """(sum, the kernel's softmax, its row sums, where each row's label is)."""
+    def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensors:
         nll_N1, _, softmax_NV, total_N1 = negative_log_p(logits_NV, labels_N)
         used_N1 = (labels_N >= 0).astype("float32").reshape(-1, 1)
         # Not in the backward: it would not build with the functions that make it.
@@ -263,16 +230,15 @@ class CrossEntropy(nn.Cell):
         label_N2 = ops.stack((row_N, ops.maximum(labels_N, 0)), 1)
         return column_sum(nll_N1 * used_N1).reshape(()), softmax_NV, total_N1, label_N2
 
-    def bprop(self, logits_NV: Tensor, labels_N: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        """(p − onehot) on the used rows; labels have none."""
+    def bprop(self, logits_NV: Tensor, labels_N: Tensor, out: Tensor, dout: Tensor) -> Tensors:
         _, softmax_NV, total_N1, label_N2 = out
         scale_N1 = (labels_N >= 0).astype("float32").reshape(-1, 1) * dout[0]
         ones_1V = ops.ones((1, logits_NV.shape[1]), logits_NV.dtype)
-        scaled_NV = softmax_NV * spread(scale_N1 / total_N1, ones_1V)
+        scaled_NV = softmax_NV * _matmul(scale_N1 / total_N1, ones_1V)
         return self.subtract_at(scaled_NV, label_N2, scale_N1.reshape(-1)), ops.zeros_like(labels_N)
 
 
-def negative_log_p(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def negative_log_p(logits_NV: Tensor, labels_N: Tensor) -> Tensors:
     """−log p(label), class of the top logit, the kernel's softmax (N, V), its row sums; the rest (N, 1).
 
     −log p(label) = top − logit(label) − log p(top): p(top) is never tiny, so nothing overflows and its

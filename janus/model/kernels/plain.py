@@ -1,5 +1,7 @@
 """What the network computes, in its shortest form: broadcasting, MindSpore's own reductions and gradients.
 
+The docstring of a Cell says what a call gives, and in which shape.
+
 Shapes: P flat tokens or pixels, D width, B rows, H heads, S slots, K head width, F inner width, I images of
 H×W pixels, C channels, N states that predict, V classes, E width of an embedding.
 """
@@ -7,62 +9,58 @@ H×W pixels, C channels, N states that predict, V classes, E width of an embeddi
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
+Tensors = tuple[Tensor, ...]
 ROOT_HALF = 2**-0.5  # a graph would compute it in float32
-
 MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
 
 
 class AddBias(nn.Cell):
-    """x + b."""
+    """x + b, (P, F)."""
 
     def construct(self, x_PF: Tensor, bias_F: Tensor) -> Tensor:
-        """(P, F)."""
         return x_PF + bias_F
 
 
 class Embed(nn.Cell):
-    """Rows of a table. repeats: one id may be most of a micro-batch, such as the code of a white area."""
+    """Rows of a table, (P, E). repeats: one id may be most of a micro-batch, as the code of a white area."""
 
     def __init__(self, repeats: bool = False) -> None:
         super().__init__(auto_prefix=False)
+        self.repeats = repeats
 
     def construct(self, table_VE: Tensor, ids_P: Tensor) -> Tensor:
-        """(P, E)."""
         return ops.gather(table_VE, ids_P, 0)
 
 
 class LayerNorm(nn.Cell):
-    """(x − mean) / √(variance + ε) · w + b over the last axis."""
+    """(x − mean) / √(variance + ε) · w + b over the last axis, (P, D)."""
 
     def __init__(self, eps: float) -> None:
         super().__init__(auto_prefix=False)
         self.eps = eps
 
     def construct(self, x_PD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:
-        """(P, D)."""
         centred_PD = x_PD - x_PD.mean(-1, keep_dims=True)
         variance_P1 = ops.square(centred_PD).mean(-1, keep_dims=True)
         return centred_PD * ops.rsqrt(variance_P1 + self.eps) * weight_D + bias_D
 
 
 class RMSNorm(nn.Cell):
-    """x / √(mean(x²) + ε) · w over the last axis (arXiv:1910.07467)."""
+    """x / √(mean(x²) + ε) · w over the last axis (arXiv:1910.07467), (P, D)."""
 
     def __init__(self, eps: float) -> None:
         super().__init__(auto_prefix=False)
         self.eps = eps
 
     def construct(self, x_PD: Tensor, weight_D: Tensor) -> Tensor:
-        """(P, D)."""
         return x_PD * ops.rsqrt(ops.square(x_PD).mean(-1, keep_dims=True) + self.eps) * weight_D
 
 
 class SwiGLU(nn.Cell):
-    """silu(gate) · up (arXiv:2002.05202)."""
+    """silu(gate) · up (arXiv:2002.05202), (P, F)."""
 
     def construct(self, gate_PF: Tensor, up_PF: Tensor) -> Tensor:
-        """(P, F)."""
         return gate_PF * ops.sigmoid(gate_PF) * up_PF
 
 
@@ -70,12 +68,11 @@ class Gelu(nn.Cell):
     """x · Φ(x), with the error function, as SigLIP, aligners and image head have it (not the tanh form)."""
 
     def construct(self, x: Tensor) -> Tensor:
-        """The shape of x."""
         return x * (ops.erf(x * ROOT_HALF) + 1.0) * 0.5
 
 
 class Rotary(nn.Cell):
-    """Rotary position embedding, halves layout (arXiv:2104.09864)."""
+    """Each head turned by its token's angles, halves layout (RoPE, arXiv:2104.09864), (P, D)."""
 
     def __init__(self, heads: int, head_size: int, theta: float) -> None:
         super().__init__(auto_prefix=False)
@@ -90,21 +87,19 @@ class Rotary(nn.Cell):
         return ops.cos(angles_P1K) * scale, ops.sin(angles_P1K) * scale
 
     def construct(self, x_PD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(P, D) with each head turned by its token's angles."""
         x_PHK = x_PD.reshape(self.shape)
         first, second = ops.chunk(x_PHK, 2, -1)
         return (x_PHK * cos + ops.concat((-second, first), -1) * sin).reshape(x_PD.shape)
 
 
 class Attention(nn.Cell):
-    """softmax(q kᵀ + mask) v for q that is already scaled."""
+    """softmax(q kᵀ + mask) v for scaled q, (B, H, S, K). mask: (B, H, S, S), read only if `masked`."""
 
     def __init__(self, head_size: int, masked: bool) -> None:
         super().__init__(auto_prefix=False)
         self.masked = masked
 
     def construct(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:
-        """(B, H, S, K). mask: added to the scores (B, H, S, S), or never read."""
         scores_BHSS = ops.matmul(q_BHSK, k_BHSK.swapaxes(-1, -2)).astype("float32")
         if self.masked:
             scores_BHSS = scores_BHSS + mask
@@ -112,14 +107,14 @@ class Attention(nn.Cell):
 
 
 class SegmentAttention(nn.Cell):
-    """Causal attention on a flat axis of tokens: a token sees its own segment up to itself."""
+    """Causal attention on a flat axis of tokens, (P, D): a token sees its own segment up to itself."""
 
     def __init__(self, heads: int, head_size: int) -> None:
         super().__init__(auto_prefix=False)
         self.shape = (1, -1, heads, head_size)
         self.attention = Attention(head_size, masked=True)
 
-    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> tuple[Tensor, ...]:
+    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> Tensors:
         """What all layers of a step share, for `construct`; arguments as `Llama.construct` has them."""
         segment_P = ops.gather(segment_ids_BS.reshape(-1), slot_of_P, 0)
         order_P = ops.arange(segment_P.shape[0])
@@ -127,17 +122,15 @@ class SegmentAttention(nn.Cell):
         seen_PP = ops.logical_and(same_PP, order_P.reshape(-1, 1) >= order_P.reshape(1, -1))
         return ((1.0 - seen_PP.astype("float32")) * MASKED,)
 
-    def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-        """(P, D)."""
+    def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: Tensors) -> Tensor:
         q, k, v = [x_PD.reshape(self.shape).swapaxes(1, 2) for x_PD in (q_PD, k_PD, v_PD)]
         return self.attention(q, k, v, places[0]).swapaxes(1, 2).reshape(q_PD.shape)
 
 
 class CrossEntropy(nn.Cell):
-    """Σ −log p(label) over the rows whose label is not negative."""
+    """Σ −log p(label) over the rows whose label is not negative, a scalar."""
 
     def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        """The sum, a scalar."""
         return (self.scores(logits_NV, labels_N)[0] * (labels_N >= 0).astype("float32")).sum()
 
     def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,22 +141,20 @@ class CrossEntropy(nn.Cell):
 
 
 class SumOfSquares(nn.Cell):
-    """Σ x² over all elements."""
+    """Σ x² over all elements, a scalar."""
 
     def construct(self, x: Tensor) -> Tensor:
-        """A scalar."""
         return ops.square(x).sum()
 
 
 class GroupNorm(nn.Cell):
-    """(x − mean) / √(variance + ε) · w + b, over the pixels of a picture and the channels of a group."""
+    """(x − mean) / √(variance + ε) · w + b over a picture's pixels and a group's channels, (P, C)."""
 
     def __init__(self, images: int, side: int, channels: int, groups: int, eps: float) -> None:
         super().__init__(auto_prefix=False)
         self.shape, self.eps = (images, side * side, groups, channels // groups), eps
 
     def construct(self, x_PC: Tensor, weight_C: Tensor, bias_C: Tensor) -> Tensor:
-        """(P, C)."""
         x = x_PC.reshape(self.shape)
         centred = x - x.mean((1, 3), keep_dims=True)
         variance = ops.square(centred).mean((1, 3), keep_dims=True)
@@ -171,7 +162,7 @@ class GroupNorm(nn.Cell):
 
 
 class Conv3x3(nn.Cell):
-    """A 3×3 convolution with zeros around the picture.
+    """A 3×3 convolution with zeros around the picture: (P′, C′) of (P, C), weight (C′, C, 3, 3).
 
     Stride 2 pads below and to the right only, as the reference; `doubled` repeats each pixel both ways.
     """
@@ -182,7 +173,6 @@ class Conv3x3(nn.Cell):
         self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
 
     def construct(self, x_PC: Tensor, weight_OC33: Tensor, bias_O: Tensor) -> Tensor:
-        """(P′, C′) of (P, C); weight: (C′, C, 3, 3)."""
         x_ICHW = x_PC.reshape(self.images, self.side, self.side, -1).transpose(0, 3, 1, 2)
         if self.doubled:
             x_ICHW = ops.repeat_elements(ops.repeat_elements(x_ICHW, 2, 2), 2, 3)
