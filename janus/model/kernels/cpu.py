@@ -15,7 +15,6 @@ C channels, N states that predict, V classes, E width of an embedding.
 """
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -26,11 +25,11 @@ from janus.model.kernels.cpu_gradients import CHAIN
 from janus.model.kernels.plain import MASKED, Tensors
 
 
-def _result(kind: Any) -> Any:
+def _result(kind: type[nn.Cell]) -> type[nn.Cell]:
     """A Cell of `cpu_gradients` without what it keeps for its backward, which is behind its result."""
 
     class Result(nn.Cell):
-        def __init__(self, *settings: Any, **named: Any) -> None:
+        def __init__(self, *settings: object, **named: object) -> None:
             super().__init__(auto_prefix=False)
             self.whole = kind(*settings, **named)
 
