@@ -10,13 +10,15 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,7 @@ from janus.common.files import hash_file, write_text
 from shards.manifest import (
     MANIFEST,
     PICTURES,
+    REBUILD,
     SHARD_PATH,
     TOKENIZER,
     Manifest,
@@ -56,10 +59,8 @@ def open_verified(folder: Path) -> ShardSet:
     """
     if problems := verify_folder(folder, os.cpu_count() or 1, _stamped(folder)):
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(
-            f"{folder}: {'; '.join(problems[:5])}{more}; build the shards again, copy them whole, or accept "
-            f"them as found (shards seal {folder})"
-        )
+        remedy = f"{REBUILD}, or accept them as found (shards seal {folder})"
+        raise UserError(f"{folder}: {'; '.join(problems[:5])}{more}; {remedy}")
     return ShardSet.open(folder)
 
 
@@ -97,28 +98,22 @@ def _shard_problems(folder: Path, entry: ShardEntry) -> list[str]:
     tokens = 0
     for start in range(0, len(rows), CHUNK):
         indices = np.arange(start, min(start + CHUNK, len(rows)))
-        try:
-            tokens += _tokens(rows, indices, entry)
-        except Exception:
-            found = ((i, _row_problem(rows, i, entry)) for i in indices.tolist())
-            problems += [f"{entry.path}: row {i} {problem}" for i, problem in found if problem]
+        with suppress(Exception):  # damaged bytes can fail anywhere
+            found = rows.rows(indices)
+            block = found.block()
+            tokens += int(block.lengths_R.sum())
+            in_place = {*block.splits, *block.tasks} == {entry.split, entry.task}
+            if in_place and found.hashes() == rows.stored_hashes(indices):
+                continue
+        named = ((i, _row_problem(rows, i, entry)) for i in indices.tolist())
+        problems += [f"{entry.path}: row {i} {problem}" for i, problem in named if problem]
     if tokens != entry.tokens and not problems:
         problems.append(f"{entry.path}: {tokens} tokens, the manifest says {entry.tokens}")
     return problems
 
 
-def _tokens(rows: Rows, indices: np.ndarray, entry: ShardEntry) -> int:
-    """Tokens of these rows. Raises some error if one of them is not whole or in the wrong place."""
-    found = rows.rows(indices)
-    block = found.block()
-    if found.hashes() != rows.stored_hashes(indices):
-        raise ValueError("content does not match its xxh3")
-    if {*block.splits, *block.tasks} != {entry.split, entry.task}:
-        raise ValueError("of another split or task")
-    return int(block.lengths_R.sum())
-
-
 def _row_problem(rows: Rows, index: int, entry: ShardEntry) -> str | None:
+    """What is wrong with a row, its place included."""
     if problem := row_problem(rows, index):
         return problem
     block = rows.rows(np.array([index])).block()
@@ -177,16 +172,14 @@ def seal(folder: Path) -> list[str]:
     preprocessing.pop("pictures_sha256", None)
     if (folder / PICTURES).is_file():
         preprocessing["pictures_sha256"] = hash_file(folder / PICTURES)
-    record = {"date": date.today().isoformat(), "differences": differences}
-    sealed = replace(
-        manifest,
-        tokenizer={**manifest.tokenizer, "sha256": hash_file(folder / TOKENIZER)},
-        preprocessing=preprocessing,
-        counts=_counts(folder, entries, manifest.counts),
-        shards=tuple(entries),
-        sealed=(*manifest.sealed, record),
-    )
-    write_manifest(folder, sealed)
+    found: dict[str, Any] = {
+        "tokenizer": {**manifest.tokenizer, "sha256": hash_file(folder / TOKENIZER)},
+        "preprocessing": preprocessing,
+        "counts": _counts(folder, entries, manifest),
+        "shards": tuple(entries),
+        "sealed": (*manifest.sealed, {"date": date.today().isoformat(), "differences": differences}),
+    }
+    write_manifest(folder, replace(manifest, **found))
     return differences
 
 
@@ -195,33 +188,23 @@ def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
     path, match = folder / name, SHARD_PATH.fullmatch(name)
     if match is None or path.suffix != ".arrow" or manifest.format != "arrow":
         raise UserError(f"{path}: only Arrow shards named as `pipelines` names them can be sealed; remove it")
-    split, task, _ = match.groups()
+    place: dict[str, Any] = {"split": match[1], "task": match[2], "image_size": manifest.image_size}
     with TemporaryDirectory(dir=folder, prefix=".tmp-seal-") as tmp:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().select(CONTENT_SCHEMA.names)
-            (entry,) = write_shards(
-                table.to_batches(),
-                Path(tmp),
-                split=split,
-                task=task,
-                image_size=manifest.image_size,
-                shard_bytes=sys.maxsize,
-            )
+            (entry,) = write_shards(table.to_batches(), Path(tmp), shard_bytes=sys.maxsize, **place)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise UserError(f"{path}: cannot be sealed ({error}); mend or remove it") from None
         (Path(tmp) / entry.path).replace(path)
     return replace(entry, path=name)
 
 
-def _counts(
-    folder: Path, entries: Iterable[ShardEntry], old: Mapping[str, SourceCounts]
-) -> Mapping[str, SourceCounts]:
+def _counts(folder: Path, entries: list[ShardEntry], manifest: Manifest) -> dict[str, SourceCounts]:
     """Rows of each source as found; rejected ones as before."""
-    written: Counter[str] = Counter()
-    for entry in entries:
-        written.update(open_shard(folder, entry).column("source").to_pylist())
-    rejected = {name: dict(old[name].rejected) if name in old else {} for name in {*old, *written}}
-    return {
-        name: SourceCounts(written[name] + sum(reasons.values()), reasons, written[name])
-        for name, reasons in rejected.items()
-    }
+    chunks = (chunk for entry in entries for chunk in open_shard(folder, entry).column("source"))
+    written = Counter(chain.from_iterable(chunk.to_pylist() for chunk in chunks))
+    counts = {}
+    for name in {*manifest.counts, *written}:
+        reasons = manifest.counts[name].rejected if name in manifest.counts else {}
+        counts[name] = SourceCounts(written[name] + sum(reasons.values()), reasons, written[name])
+    return counts

@@ -1,23 +1,12 @@
 """`shards`: inspect, preview and verify a folder of shards; seal one that was edited on purpose."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from janus.common.errors import UserError
-from janus.common.options import DEVICE, FILE, FOLDER, Group, nearest
-
-if TYPE_CHECKING:  # Arrow, polars and rich load only for the command that needs them
-    import polars as pl
-    from rich.table import Table
-
-    from shards.manifest import Manifest
-    from shards.read import ShardSet
-    from shards.schema import Sample
+from janus.common.options import DEVICE, FILE, FOLDER, Group
 
 _FOLDER = click.argument("folder", type=FOLDER, metavar="DIR")
 
@@ -29,26 +18,39 @@ def main() -> None:
 
 @main.command()
 @_FOLDER
-@click.option(
-    "--length", type=click.IntRange(1), metavar="N", default=1024, help="Count padding up to N tokens a row."
-)
+@click.option("--length", type=click.IntRange(1), metavar="N", default=1024, help="Row length for padding.")
 def inspect(folder: Path, length: int) -> None:
     """Print what DIR holds.
 
     Rows, tokens, padding and bytes per task and source, and why rows were rejected.
     """
     from rich.console import Console
+    from rich.table import Table
 
-    from shards.preview.summary import row_table, summarize, vq_summary
+    from shards.preview.page import row_table, summarize
     from shards.read import ShardSet
 
     shards = ShardSet.open(folder)
-    manifest = shards.manifest
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    click.echo(f"{folder}: {manifest.format}, {len(manifest.shards)} shards")
-    click.echo(f"VQ codes: {_printable(vq_summary(manifest))}")
-    console.print(_rows_table(summarize(row_table(shards), length), length))
-    console.print(_counts_table(manifest))
+    manifest, summary, codes = shards.manifest, summarize(row_table(shards), length), "none"
+    if manifest.vq:
+        random = manifest.vq["weights"] == "random"
+        meaning = "random weights, so they MEAN NOTHING" if random else "a checkpoint's weights"
+        codes = f"encoder sha256 {_printable(manifest.vq['encoder_sha256'])}, {meaning}"
+    click.echo(f"{folder}: {manifest.format}, {len(manifest.shards)} shards\nVQ codes: {codes}")
+    lengths = Table(title="rows per split, tokens per row")
+    for name in summary.columns:
+        title = f"padding at {length}" if name == "padding" else name
+        lengths.add_column(title, justify="left" if name in ("task", "source") else "right")
+    for row in summary.iter_rows(named=True):
+        row |= {"padding": f"{row['padding']:.1%}", "median": f"{row['median']:g}"}
+        lengths.add_row(*[f"{v:,}" if isinstance(v, int) else _printable(v) for v in row.values()])
+    used = Table("source", "raw rows", "count", title="raw rows, used and rejected")
+    for source, counts in sorted(manifest.counts.items()):
+        rejected = {f"rejected: {reason}": number for reason, number in sorted(counts.rejected.items())}
+        figures = {"read": counts.read, "written": counts.written, **rejected}
+        for what, number in figures.items():
+            used.add_row(_printable(source) if what == "read" else "", _printable(what), f"{number:,}")
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(lengths, used)
 
 
 @main.command()
@@ -60,17 +62,18 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
 
     Its texts, its image, and its tokens with the supervised ones in [[ ]].
     """
+    from PIL import Image
     from tokenizers import Tokenizer
 
     from shards.manifest import TOKENIZER
     from shards.preview.gallery import marked_pieces
     from shards.read import ShardSet
 
-    sample = _find(ShardSet.open(folder), sample_id)
+    sample = ShardSet.open(folder).find(sample_id)
     names = ("sample_id", "task", "source", "split", "source_key", "sha256", "image_sha256")
     facts = [(name, str(getattr(sample, name))) for name in names]
-    for user, assistant in sample.history:
-        facts += [("user", user), ("assistant", assistant)]
+    for turn in sample.history:
+        facts += zip(("user", "assistant"), turn, strict=True)
     image = "none"
     if sample.image is not None:
         height, width, _ = sample.image.shape
@@ -78,26 +81,30 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
         image = f"{height}×{width}, mean colour {tuple(colour)}"
     facts += [("prompt", sample.prompt), ("answer", sample.answer), ("image", image)]
     codes = "none" if sample.image_tokens is None else f"{len(sample.image_tokens)} codes"
-    spans = ", ".join(f"{start}–{end}" for start, end in sample.supervised.tolist())
+    spans = ", ".join(f"{start}–{end}" for start, end in sample.supervised.tolist()) or "none"
     facts += [("image_tokens", codes)]
-    facts += [("input_ids", f"{len(sample.input_ids)} tokens, supervised {spans or 'none'}")]
+    facts += [("input_ids", f"{len(sample.input_ids)} tokens, supervised {spans}")]
     for name, text in facts:
         click.echo(f"{name:13}{_printable(text)}")
     pieces = marked_pieces(sample, Tokenizer.from_file(str(folder / TOKENIZER)))
     click.echo(_printable("".join(f"[[{text}]]" if supervised else text for text, supervised in pieces)))
     if picture:
-        _save_image(sample, picture)
+        if sample.image is None:
+            raise UserError(f"{sample.sample_id}: has no image to save; leave --image out")
+        try:
+            Image.fromarray(sample.image).save(picture, format="PNG")
+        except OSError as error:
+            raise UserError(f"{picture}: cannot save it ({error.strerror}); choose another file") from None
+        click.echo(f"{'saved':13}{picture}")
 
 
 @main.command()
 @_FOLDER
 @click.option("--out", type=FILE, help="The page to write.", show_default="DIR/preview.html")
 @click.option(
-    "--model", metavar="DIR|PRESET", help="The model that made the VQ codes: also show the decoded codes."
+    "--model", metavar="DIR|PRESET", help="The model that made the VQ codes: show them decoded too."
 )
-@click.option(
-    "--samples", type=click.IntRange(1, 2000), metavar="N", default=240, help="Samples in the gallery."
-)
+@click.option("--samples", type=click.IntRange(1, 2000), metavar="N", default=240, help="Samples to show.")
 @click.option("--device", type=DEVICE, default="auto", help="Where to decode the codes.")
 def preview(folder: Path, out: Path | None, model: str | None, samples: int, device: str) -> None:
     """Write a page to look at DIR in a browser.
@@ -125,9 +132,10 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 
     problems = verify_folder(folder, workers)
     if leaks and not problems:
-        from shards.duplicates import find_leaks, has_hashes
+        from shards.duplicates import find_leaks
+        from shards.manifest import PICTURES
 
-        if not has_hashes(folder):
+        if not (folder / PICTURES).is_file():
             click.echo(f"{folder}: holds no hashes of its pictures; only equal files are found")
         problems = [_printable(line) for line in find_leaks(folder)]
     for problem in problems:
@@ -151,57 +159,6 @@ def seal(folder: Path) -> None:
     for difference in differences:
         click.echo(f"accepted: {_printable(difference)}")
     click.echo(f"{folder}: {'sealed' if differences else 'all as written, nothing to seal'}")
-
-
-def _rows_table(summary: pl.DataFrame, length: int) -> Table:
-    from rich.table import Table
-
-    table = Table(title="rows per split, tokens per row")
-    for name in summary.columns:
-        title = f"padding at {length}" if name == "padding" else name
-        table.add_column(title, justify="left" if name in ("task", "source") else "right")
-    for row in summary.iter_rows(named=True):
-        row |= {"padding": f"{row['padding']:.1%}", "median": f"{row['median']:g}"}
-        table.add_row(*[f"{v:,}" if isinstance(v, int) else _printable(v) for v in row.values()])
-    return table
-
-
-def _counts_table(manifest: Manifest) -> Table:
-    from rich.table import Table
-
-    table = Table("source", "raw rows", "count", title="raw rows, used and rejected")
-    for source, counts in sorted(manifest.counts.items()):
-        table.add_row(_printable(source), "read", f"{counts.read:,}")
-        table.add_row("", "written", f"{counts.written:,}")
-        for reason, number in sorted(counts.rejected.items()):
-            table.add_row("", f"rejected: {_printable(reason)}", f"{number:,}")
-    return table
-
-
-def _find(shards: ShardSet, sample_id: str) -> Sample:
-    """The sample with that id. Raises UserError with the nearest id if there is none."""
-    ids: list[str] = []
-    for split, task in shards.splits_tasks():
-        rows = shards.rows(split, task)
-        found = rows.sample_ids.to_pylist()
-        if sample_id in found:
-            return rows.read(found.index(sample_id))
-        ids += found
-    near = nearest(sample_id, ids)
-    hint = f"; did you mean {_printable(near)}?" if near else f"; ids look like {_printable(ids[0])}"
-    raise UserError(f"{shards.folder}: no sample {sample_id!r}{hint}")
-
-
-def _save_image(sample: Sample, path: Path) -> None:
-    from PIL import Image
-
-    if sample.image is None:
-        raise UserError(f"{sample.sample_id}: has no image to save; leave --image out")
-    try:
-        Image.fromarray(sample.image).save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot save the image ({error.strerror}); choose another file") from None
-    click.echo(f"{'saved':13}{path}")
 
 
 def _printable(text: str) -> str:

@@ -15,7 +15,6 @@ in `pictures.parquet`; its sha256 stands in the manifest.
 # Shapes: N hashes of B bytes: W words of bits and C levels of colour.
 
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,6 @@ COLOUR = 24
 BIT_BYTES = SIDE**2 // 8
 HASH_BYTES = BIT_BYTES + 3 * GRID**2
 _REDUCED = 4 * SIDE
-_BANDS = NEAR + 1
 _CANDIDATES = 1 << 22  # pairs compared at a time
 
 PICTURE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("picture_hash", pa.binary(HASH_BYTES))])
@@ -80,9 +78,12 @@ def near_pairs(hashes: list[bytes]) -> np.ndarray:
         return np.empty((0, 2), np.int64)
     bytes_NB = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_BYTES)
     words_NW = np.ascontiguousarray(bytes_NB[:, :BIT_BYTES]).view(np.uint64)
+    bits_NB = np.unpackbits(bytes_NB[:, :BIT_BYTES], axis=1)
     colours_NC = bytes_NB[:, BIT_BYTES:].astype(np.int16)
     found = [np.empty((0, 2), np.int64)]
-    for band in _bands(words_NW):
+    for start in range(NEAR + 1):  # disjoint bits, low and high frequencies in each band
+        own = bits_NB[:, start :: NEAR + 1]
+        band = own @ (1 << np.arange(own.shape[1], dtype=np.int64))
         order = np.argsort(band, kind="stable")
         same = np.append(np.diff(band[order]) == 0, False)
         # same[p]: places p and p + 1 agree; p and p + step + 1 do if p and p + step did and same[p + step].
@@ -90,29 +91,14 @@ def near_pairs(hashes: list[bytes]) -> np.ndarray:
         while len(at):
             for part in np.array_split(at, -(-len(at) // _CANDIDATES)):
                 left, right = order[part], order[part + step]
-                near = _distance(words_NW[left], words_NW[right]) <= NEAR
+                bits = pl.Series((words_NW[left] ^ words_NW[right]).ravel()).bitwise_count_ones()
+                near = bits.to_numpy().reshape(-1, words_NW.shape[1]).sum(axis=1) <= NEAR
                 left, right = left[near], right[near]
                 alike = (np.abs(colours_NC[left] - colours_NC[right]) <= COLOUR).all(axis=1)
                 found.append(np.stack([left[alike], right[alike]], axis=1))
             at = at[same[at + step]]
             step += 1
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-
-
-def _bands(words_NW: np.ndarray) -> list[np.ndarray]:
-    """NEAR + 1 numbers of each hash, int64 (N,), of disjoint bits: low and high frequencies in each."""
-    bits = np.unpackbits(words_NW.view(np.uint8).reshape(len(words_NW), -1), axis=1)
-    bands = [bits[:, start::_BANDS] for start in range(_BANDS)]
-    return [band @ (1 << np.arange(band.shape[1], dtype=np.int64)) for band in bands]
-
-
-def _distance(left_NW: np.ndarray, right_NW: np.ndarray) -> np.ndarray:
-    """Bits that differ, int64 (N,). The population count of 64-bit words, as in Hacker's Delight, 5-1."""
-    word = left_NW ^ right_NW
-    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return ((word * np.uint64(0x0101010101010101)) >> np.uint64(56)).sum(axis=1).astype(np.int64)
 
 
 def write_pictures(folder: Path, pictures: pa.Table) -> str:
@@ -143,34 +129,27 @@ def find_leaks(folder: Path) -> list[str]:
 
     Raises UserError if the shards cannot be read.
     """
-    shards = ShardSet.open(folder)
-    samples = _samples(shards)
-    keys = {
-        "the question": _question_keys(samples),
-        "the picture's file": samples.select("sample_id", "split", key="image_sha256").drop_nulls("key"),
-        "nearly the same picture": _picture_keys(samples, folder / PICTURES),
-    }
-    return list(chain.from_iterable(_shared(frame, what) for what, frame in keys.items()))
-
-
-def has_hashes(folder: Path) -> bool:
-    """Whether pictures can be compared by more than their files."""
-    return (folder / PICTURES).is_file()
+    samples = _samples(ShardSet.open(folder))
+    files = samples.select("sample_id", "split", key="image_sha256").drop_nulls("key")
+    return [
+        *_shared(_question_keys(samples), "the question"),
+        *_shared(files, "the picture's file"),
+        *_shared(_picture_keys(samples, folder / PICTURES), "nearly the same picture"),
+    ]
 
 
 def _samples(shards: ShardSet) -> pl.DataFrame:
-    rows = [
-        (sample.sample_id, split, sample.image_sha256, [*(user for user, _ in sample.history), sample.prompt])
-        for split, task in shards.splits_tasks()
-        for sample in shards.rows(split, task).unchecked()
-    ]
-    schema = {"sample_id": pl.String, "split": pl.String, "image_sha256": pl.String}
-    return pl.DataFrame(rows, {**schema, "questions": pl.List(pl.String)}, orient="row")
+    names, frames = ("sample_id", "split", "image_sha256", "history", "prompt"), []
+    for split, task in shards.splits_tasks():
+        rows = shards.rows(split, task)
+        frames.append(pl.DataFrame({name: pl.from_arrow(rows.column(name)) for name in names}))
+    return pl.concat(frames)
 
 
 def _question_keys(samples: pl.DataFrame) -> pl.DataFrame:
-    questions = samples.select("sample_id", "split", key="questions").explode("key")
-    return questions.with_columns(normalised(pl.col("key"))).unique()
+    earlier = pl.col("history").list.eval(pl.element().struct.field("user"))
+    questions = samples.select("sample_id", "split", key=earlier.list.concat(pl.concat_list("prompt")))
+    return questions.explode("key").with_columns(normalised(pl.col("key"))).unique()
 
 
 def _picture_keys(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -189,12 +168,6 @@ def _shared(keys: pl.DataFrame, what: str) -> list[str]:
     train = keys.filter(pl.col("split") == "train")
     other = keys.filter(pl.col("split") != "train").sort("split", "sample_id")
     first = other.group_by("key", maintain_order=True).first()
-    found = train.join(first, on="key", suffix="_other").unique(
-        "sample_id", keep="first", maintain_order=True
-    )
-    return [
-        f"train {sample_id}: {what} is also in {split} {other_id}"
-        for sample_id, split, other_id in found.select("sample_id", "split_other", "sample_id_other")
-        .sort("sample_id")
-        .iter_rows()
-    ]
+    found = train.join(first, on="key", suffix="_2").unique("sample_id", keep="first", maintain_order=True)
+    named = found.select("sample_id", "split_2", "sample_id_2").sort("sample_id").iter_rows()
+    return [f"train {sample_id}: {what} is also in {split} {other}" for sample_id, split, other in named]

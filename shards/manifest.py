@@ -4,7 +4,6 @@
 which shows whether it was edited.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from janus.common.errors import UserError
 from janus.common.files import hash_file, write_text
+from janus.common.options import nearest
 from janus.prompts import SPLITS, TASKS
 from shards.schema import SCHEMA_VERSION
 
@@ -24,7 +24,7 @@ PICTURES = "pictures.parquet"
 """Perceptual hashes of the pictures, written by `shards/duplicates.py`; a folder may lack it."""
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 SHARD_PATH = re.compile(rf"({'|'.join(SPLITS)})/({'|'.join(TASKS)})-\d{{5}}\.(arrow|tar)")
-_REBUILD = "build the shards again, or copy the folder whole"
+REBUILD = "build the shards again, or copy the folder whole"
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,9 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Check that the counts explain every row, then write manifest.json whole.
-
-    Raises ValueError if read ≠ written + rejected for a source, or written ≠ rows in the shards.
-    """
+    """Write manifest.json. Raises ValueError unless the counts explain every row read and written."""
     for source, count in manifest.counts.items():
-        explained = count.written + sum(count.rejected.values())
-        if count.read != explained:
+        if count.read != (explained := count.written + sum(count.rejected.values())):
             raise ValueError(f"{source}: {count.read} rows read, {explained} written or rejected")
     rows, written = sum(e.rows for e in manifest.shards), sum(c.written for c in manifest.counts.values())
     if rows != written:
@@ -107,7 +103,10 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder{_nearest(folder)}; `make shards` builds one")
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        near = nearest(folder.name, siblings)
+        hint = f" (did you mean {folder.parent / near}?)" if near else ""
+        raise UserError(f"{folder}: no such folder{hint}; `make shards` builds one")
     if not path.is_file():
         raise UserError(f"{folder}: no {MANIFEST}, so these shards were never finished; build them again")
     try:
@@ -116,10 +115,8 @@ def load_manifest(folder: Path) -> Manifest:
         if version == SCHEMA_VERSION:
             return _from_json(content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not a shard manifest ({error!r}); {_REBUILD}") from None
-    raise UserError(
-        f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; build the shards again"
-    )
+        raise UserError(f"{path}: not a shard manifest ({error!r}); {REBUILD}") from None
+    raise UserError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; {REBUILD}")
 
 
 def folder_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -128,24 +125,21 @@ def folder_problems(folder: Path, manifest: Manifest) -> list[str]:
     if (folder / MANIFEST).read_bytes() != manifest.dumps().encode():
         problems.append(f"{MANIFEST}: was edited after it was written")
     hashes = {TOKENIZER: manifest.tokenizer["sha256"]}
-    if expected := manifest.preprocessing.get("pictures_sha256"):
-        hashes[PICTURES] = expected
+    if pictures := manifest.preprocessing.get("pictures_sha256"):
+        hashes[PICTURES] = pictures
     for name, sha256 in hashes.items():
         if not (folder / name).is_file():
             problems.append(f"{name}: missing")
         elif hash_file(folder / name) != sha256:
             problems.append(f"{name}: sha256 differs from the manifest")
-    for entry in manifest.shards:
-        path = folder / entry.path
-        if not path.is_file():
-            problems.append(f"{entry.path}: missing")
-        elif (size := path.stat().st_size) != entry.bytes:
-            how = "truncated" if size < entry.bytes else "longer than written"
-            problems.append(f"{entry.path}: {how}, {size} bytes of {entry.bytes}")
-    known = {entry.path for entry in manifest.shards}
-    return problems + [
-        f"{path}: extra, not in {MANIFEST}" for path in shard_files(folder) if path not in known
-    ]
+    sizes = {entry.path: entry.bytes for entry in manifest.shards}
+    for name, expected in sizes.items():
+        if not (folder / name).is_file():
+            problems.append(f"{name}: missing")
+        elif (size := (folder / name).stat().st_size) != expected:
+            how = "truncated" if size < expected else "longer than written"
+            problems.append(f"{name}: {how}, {size} bytes of {expected}")
+    return problems + [f"{p}: extra, not in {MANIFEST}" for p in shard_files(folder) if p not in sizes]
 
 
 def shard_files(folder: Path) -> list[str]:
@@ -154,14 +148,7 @@ def shard_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def check_folder(folder: Path, manifest: Manifest) -> None:
-    """Raise UserError naming everything that `folder_problems` finds."""
-    if problems := folder_problems(folder, manifest):
-        raise UserError(f"{folder}: {'; '.join(problems)}; {_REBUILD}")
-
-
 def _from_json(content: dict[str, Any]) -> Manifest:
-    """A manifest from its JSON. Raises ValueError, TypeError or KeyError if it is not one."""
     content.pop("~digest")
     content["counts"] = {source: SourceCounts(**counts) for source, counts in content["counts"].items()}
     content["shards"] = tuple(_entry(**entry) for entry in content["shards"])
@@ -186,10 +173,3 @@ def _entry(**values: Any) -> ShardEntry:
     if match is None or match.groups()[:2] != (entry.split, entry.task):
         raise ValueError(f"shard path {entry.path!r}")
     return entry
-
-
-def _nearest(folder: Path) -> str:
-    """A hint at a sibling folder of nearly that name."""
-    siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    near = difflib.get_close_matches(folder.name, siblings, 1)
-    return f" (did you mean {folder.parent / near[0]}?)" if near else ""

@@ -6,65 +6,45 @@ size is named by shard, row and sample. `check.py` finds all of it at once.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from janus.common.errors import UserError
-from shards.manifest import Manifest, ShardEntry, check_folder, load_manifest
+from janus.common.options import nearest
+from shards.manifest import REBUILD, Manifest, ShardEntry, folder_problems, load_manifest
 from shards.rows import ArrowRows, RowBytes, schema_problem
-from shards.schema import SCHEMA, RowBlock, Sample
+from shards.schema import CONTENT_SCHEMA, SCHEMA, RowBlock, Sample
 from shards.tar import TarRows, read_members
 
 CHUNK = 256
 """Rows that are read at a time where all of them are."""
 
-
-class Rows(Protocol):
-    """The rows of some shards of one format. parts: what they are made of; parts of several can be joined."""
-
-    parts: list[Any]
-
-    def __init__(self, parts: Sequence[Any]) -> None: ...
-
-    def __len__(self) -> int: ...
-
-    def rows(self, indices_R: np.ndarray) -> RowBytes:
-        """The rows of these indices, unchecked. A damaged one may raise anything."""
-
-    def stored_hashes(self, indices_R: np.ndarray) -> list[int]: ...
-
-    def column(self, name: str) -> pa.ChunkedArray: ...
-
-    @property
-    def num_tokens(self) -> np.ndarray: ...
-
-    @property
-    def supervised_tokens(self) -> np.ndarray: ...
-
-    @property
-    def row_bytes(self) -> np.ndarray: ...
+Rows = ArrowRows | TarRows
+"""The rows of some shards of one format. `rows` checks nothing: a damaged one may raise anything."""
 
 
+@dataclass(frozen=True)
 class ShardSet:
     """A folder of shards whose names, sizes, schema and footers are as its manifest says."""
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Mapping[str, Rows]) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._shards = shards
+    folder: Path
+    manifest: Manifest
+    shards: Mapping[str, Rows]
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
         """Open and check; raises UserError naming each shard that is not as the manifest says."""
         folder = Path(folder)
         manifest = load_manifest(folder)
-        check_folder(folder, manifest)
+        if problems := folder_problems(folder, manifest):
+            raise UserError(f"{folder}: {'; '.join(problems)}; {REBUILD}")
         return cls(folder, manifest, {entry.path: open_shard(folder, entry) for entry in manifest.shards})
 
     def splits_tasks(self) -> list[tuple[str, str]]:
@@ -77,8 +57,21 @@ class ShardSet:
         if not entries:
             found = ", ".join("/".join(pair) for pair in self.splits_tasks())
             raise UserError(f"{self.folder}: no {split}/{task} rows; there are {found}")
-        shards = {self.folder / e.path: self._shards[e.path] for e in entries}
+        shards = {self.folder / e.path: self.shards[e.path] for e in entries}
         return TaskRows(shards, self.manifest.image_size)
+
+    def find(self, sample_id: str) -> Sample:
+        """The sample with that id. Raises UserError with the nearest id if there is none."""
+        ids: list[str] = []
+        for split, task in self.splits_tasks():
+            rows = self.rows(split, task)
+            found = rows.column("sample_id").to_pylist()
+            if sample_id in found:
+                return rows.read(found.index(sample_id))
+            ids += found
+        near = nearest(sample_id, ids)
+        hint = f"did you mean {near!r}?" if near else f"ids look like {ids[0]!r}"
+        raise UserError(f"{self.folder}: no sample {sample_id!r}; {hint}")
 
 
 class TaskRows:
@@ -88,8 +81,8 @@ class TaskRows:
         """shards: of one format, in order, by the path that errors name."""
         self._shards, self._image_size = shards, image_size
         self._starts = [0, *accumulate(len(rows) for rows in shards.values())]
-        kind = type(next(iter(shards.values())))
-        self._rows: Rows = kind([part for rows in shards.values() for part in rows.parts])
+        parts: list[Any] = [part for rows in shards.values() for part in rows.parts]
+        self._rows: Rows = type(next(iter(shards.values())))(parts)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -108,37 +101,26 @@ class TaskRows:
             rows = self._rows.rows(np.arange(start, min(start + CHUNK, len(self))))
             yield from (rows.sample(i, self._image_size) for i in range(len(rows.lengths_RF)))
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of `CONTENT_SCHEMA`, its content unchecked. UserError naming a shard that is unsound."""
+        chunks = chain.from_iterable(self._each(name, lambda rows: rows.column(name)))
+        return pa.chunked_array(list(chunks), CONTENT_SCHEMA.field(name).type)
+
     @cached_property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each row, int32."""
-        return np.concatenate(self._each("num_tokens", lambda rows: rows.num_tokens))
+        return self.column("num_tokens").to_numpy()
 
     @cached_property
     def supervised_tokens(self) -> np.ndarray:
         """Supervised tokens of each row, int32."""
-        return np.concatenate(self._each("supervised", lambda rows: rows.supervised_tokens))
+        spans = self.column("supervised").combine_chunks()
+        lengths = np.subtract(spans.values.field("end"), spans.values.field("start"))
+        return np.diff(np.append(0, np.cumsum(lengths))[spans.offsets]).astype(np.int32)
 
-    @cached_property
     def row_bytes(self) -> np.ndarray:
         """Bytes of content of each row, int64."""
-        return np.concatenate(self._each("row sizes", lambda rows: rows.row_bytes))
-
-    @cached_property
-    def sample_ids(self) -> pa.ChunkedArray:
-        return self._column("sample_id")
-
-    @cached_property
-    def sources(self) -> pa.ChunkedArray:
-        return self._column("source")
-
-    @cached_property
-    def answers(self) -> pa.ChunkedArray:
-        return self._column("answer")
-
-    def _column(self, name: str) -> pa.ChunkedArray:
-        """The texts of each row."""
-        columns = self._each(name, lambda rows: rows.column(name))
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+        return np.concatenate(self._each("row sizes", lambda rows: rows.row_bytes()))
 
     def _each(self, what: str, get: Callable[[Rows], Any]) -> list[Any]:
         """`get` of every shard; UserError naming the one whose bytes make no sense."""
@@ -180,8 +162,7 @@ def row_problem(rows: Rows, index: int) -> str | None:
         row = rows.rows(np.array([index]))
         if row.hashes() == rows.stored_hashes(np.array([index])):
             return None
-        name = str(row.columns[0][0], "utf-8", "replace")
-        return f"({name}): content does not match its xxh3"
+        return f"({str(row.columns[0][0], 'utf-8', 'replace')}): content does not match its xxh3"
     except Exception as error:
         return f"cannot be read ({error!r})"
 

@@ -21,8 +21,6 @@ from shards.schema import CONTENT_SCHEMA, FIELDS, TEXT_FIELDS, RowBlock, Sample
 
 _PLACE = {name: place for place, name in enumerate(FIELDS)}
 _SIDES = ("user", "assistant")
-_DERIVED = ("history_user_lengths", "history_assistant_lengths", "num_tokens")
-"""Fields that only count what other fields hold."""
 
 
 @dataclass(frozen=True)
@@ -138,24 +136,17 @@ class ArrowRows:
     def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
         return self._stored_N[indices_R].tolist()
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One Arrow column, checked to be sound before anything walks it."""
+    def column(self, name: str) -> list[pa.Array]:
+        """The chunks of one column, checked to be sound before anything walks them."""
         chunks = [batch.column(name) for batch in self.parts]
         for chunk in chunks:
             chunk.validate(full=True)
-        return pa.chunked_array(chunks, CONTENT_SCHEMA.field(name).type)
+        return chunks
 
-    @property
-    def num_tokens(self) -> np.ndarray:
-        return np.concatenate([np.frombuffer(_fixed(p["num_tokens"]), np.int32, len(p)) for p in self.parts])
-
-    @property
-    def supervised_tokens(self) -> np.ndarray:
-        return np.concatenate([_supervised_tokens(part) for part in self.parts])
-
-    @property
     def row_bytes(self) -> np.ndarray:
-        content = [place for name, place in _PLACE.items() if name not in _DERIVED]
+        """Bytes of each row, int64, without the fields that only count what others hold."""
+        derived = ("history_user_lengths", "history_assistant_lengths", "num_tokens")
+        content = [place for name, place in _PLACE.items() if name not in derived]
         return np.maximum(self._layout[2][:, content], 0).sum(1, dtype=np.int64)
 
     @cached_property
@@ -196,52 +187,39 @@ def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
 def _layout(batch: pa.RecordBatch) -> tuple[list[memoryview], np.ndarray, np.ndarray]:
     """Per field the bytes that hold its rows; starts, int64 (R, F); lengths, int32 (R, F), −1 for null."""
     columns = {name: _texts(batch[name]) for name in (*TEXT_FIELDS, "image")}
-    turns, *sides = _list_of_pairs(batch["history"])
-    for side, texts in zip(_SIDES, sides, strict=True):
-        offsets, data = _texts(texts)
+    turns, sides = _list(batch["history"])
+    for side in _SIDES:
+        offsets, data = _texts(sides.field(side))
         lengths = np.diff(offsets).astype(np.int32).tobytes()
         columns[f"history_{side}_lengths"] = 4 * turns, memoryview(lengths)
         columns[f"history_{side}"] = np.take(offsets, turns, mode="clip"), data
     for name, width in (("input_ids", 4), ("image_tokens", 2)):
-        columns[name] = width * _list_offsets(batch[name]), _fixed(batch[name].values)
-    spans, starts, ends = _list_of_pairs(batch["supervised"])
-    columns["span_starts"], columns["span_ends"] = (4 * spans, _fixed(starts)), (4 * spans, _fixed(ends))
+        offsets, values = _list(batch[name])
+        columns[name] = width * offsets, _fixed(values)
+    offsets, spans = _list(batch["supervised"])
+    for side in ("start", "end"):
+        columns[f"span_{side}s"] = 4 * offsets, _fixed(spans.field(side))
     columns["num_tokens"] = 4 * np.arange(len(batch) + 1), _fixed(batch["num_tokens"])
     offsets_FN = [columns[name][0] for name in FIELDS]
     starts_RF = np.stack([offsets[:-1] for offsets in offsets_FN], 1)
     lengths_RF = np.stack([np.diff(offsets) for offsets in offsets_FN], 1).astype(np.int32)
     for name in ("image_sha256", "image_tokens", "image"):
-        lengths_RF[_nulls(batch[name]), _PLACE[name]] = -1
+        lengths_RF[np.asarray(batch[name].is_null()), _PLACE[name]] = -1
     return [columns[name][1] for name in FIELDS], starts_RF, lengths_RF
 
 
-def _supervised_tokens(batch: pa.RecordBatch) -> np.ndarray:
-    spans, starts, ends = _list_of_pairs(batch["supervised"])
-    lengths = np.frombuffer(_fixed(ends), np.int32) - np.frombuffer(_fixed(starts), np.int32)
-    return np.diff(np.append(0, np.cumsum(lengths))[spans]).astype(np.int32)
-
-
 def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
-    """Offsets and bytes of a string or binary column."""
+    """Offsets, int64 (rows + 1,), and bytes of a string or binary column."""
     _, offsets, data = column.buffers()
+    if offsets is None:  # Arrow leaves the buffer out of a column without values
+        return np.zeros(len(column) + 1, np.int64), _bytes(data)
     width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    return _offsets(column, offsets, width), _bytes(data)
+    return np.frombuffer(offsets, width)[column.offset :][: len(column) + 1].astype(np.int64), _bytes(data)
 
 
-def _list_offsets(column: pa.ListArray) -> np.ndarray:
-    return _offsets(column, column.buffers()[1], np.int32)
-
-
-def _list_of_pairs(column: pa.ListArray) -> tuple[np.ndarray, pa.Array, pa.Array]:
-    """Offsets and the two child columns of a list of two-field structs."""
-    return _list_offsets(column), column.values.field(0), column.values.field(1)
-
-
-def _offsets(column: pa.Array, buffer: pa.Buffer | None, width: type[np.generic]) -> np.ndarray:
-    """Offsets of the column's rows, int64 (rows + 1,)."""
-    if buffer is None:  # Arrow leaves the buffer out of a column without values
-        return np.zeros(len(column) + 1, np.int64)
-    return np.frombuffer(buffer, width)[column.offset :][: len(column) + 1].astype(np.int64)
+def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
+    """Offsets, int64 (rows + 1,), and values."""
+    return np.asarray(column.offsets, np.int64), column.values
 
 
 def _fixed(column: pa.Array) -> memoryview:
@@ -252,12 +230,3 @@ def _fixed(column: pa.Array) -> memoryview:
 
 def _bytes(buffer: pa.Buffer | None) -> memoryview:
     return memoryview(b"" if buffer is None else buffer).cast("B")
-
-
-def _nulls(column: pa.Array) -> np.ndarray:
-    """Which rows are null, bool (rows,)."""
-    bitmap = column.buffers()[0]
-    if bitmap is None:
-        return np.zeros(len(column), bool)
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
-    return bits[column.offset :][: len(column)] == 0

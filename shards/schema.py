@@ -21,11 +21,7 @@ _SPAN = pa.struct([_required("start", pa.int32()), _required("end", pa.int32())]
 
 CONTENT_SCHEMA = pa.schema(
     [
-        _required("sample_id", pa.string()),  # source/source_key, unique
-        _required("task", pa.string()),
-        _required("source", pa.string()),
-        _required("split", pa.string()),
-        _required("source_key", pa.string()),
+        *(_required(name, pa.string()) for name in ("sample_id", "task", "source", "split", "source_key")),
         _required("sha256", pa.string()),  # of the raw row: texts and image bytes
         pa.field("image_sha256", pa.string()),  # of the raw image file
         _required("history", pa.list_(_required("item", _TURN))),
@@ -38,16 +34,13 @@ CONTENT_SCHEMA = pa.schema(
         pa.field("image_tokens", pa.list_(_required("item", pa.uint16()))),
     ]
 )
-"""What a row says; `SCHEMA` adds the hash of it."""
+"""What a row says, sample_id being source/source_key and unique; `SCHEMA` adds the hash of it."""
 
 SCHEMA = CONTENT_SCHEMA.append(_required("xxh3", pa.uint64())).with_metadata(
     {"schema_version": str(SCHEMA_VERSION)}
 )
 
-TEXT_FIELDS = (
-    *("sample_id", "task", "source", "split", "source_key", "sha256"),
-    *("image_sha256", "prompt", "answer"),
-)
+TEXT_FIELDS = tuple(field.name for field in CONTENT_SCHEMA if field.type == pa.string())
 FIELDS = (
     *TEXT_FIELDS,
     *("history_user_lengths", "history_user", "history_assistant_lengths", "history_assistant"),

@@ -10,7 +10,6 @@ import mmap
 import re
 import tarfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +19,7 @@ import pyarrow as pa
 from janus.common.errors import UserError
 from janus.prompts import SPLITS, TASKS
 from shards.rows import RowBytes
-from shards.schema import TEXT_FIELDS
+from shards.schema import CONTENT_SCHEMA, TEXT_FIELDS
 
 _MEMBER = re.compile(
     rf"((?:{'|'.join(SPLITS)})-(?:{'|'.join(TASKS)})-\d{{5}}-\d{{8}})\.(json|image\.npy|image_tokens\.npy)"
@@ -75,26 +74,11 @@ class TarRows:
     def stored_hashes(self, indices_R: np.ndarray) -> list[int]:
         return [_json(self.parts[i])["xxh3"] for i in indices_R.tolist()]
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return pa.chunked_array([pa.array([_json(row)[name] for row in self.parts], pa.string())])
+    def column(self, name: str) -> list[pa.Array]:
+        return [pa.array([_json(row)[name] for row in self.parts], CONTENT_SCHEMA.field(name).type)]
 
-    @property
-    def num_tokens(self) -> np.ndarray:
-        return self._counts[:, 0]
-
-    @property
-    def supervised_tokens(self) -> np.ndarray:
-        return self._counts[:, 1]
-
-    @property
     def row_bytes(self) -> np.ndarray:
         return np.array([sum(map(len, members.values())) for members in self.parts], np.int64)
-
-    @cached_property
-    def _counts(self) -> np.ndarray:
-        rows = map(_json, self.parts)
-        counts = [(r["num_tokens"], sum(s["end"] - s["start"] for s in r["supervised"])) for r in rows]
-        return np.array(counts, np.int32).reshape(-1, 2)
 
 
 def read_members(path: Path) -> list[dict[str, memoryview]]:
@@ -132,9 +116,8 @@ def _fields(content: dict[str, Any], members: dict[str, memoryview]) -> list[Any
     for side in ("user", "assistant"):
         turns = [turn[side].encode() for turn in content["history"]]
         row += _int32([len(turn) for turn in turns]), b"".join(turns)
-    row.append(_int32(content["input_ids"]))
-    row += [_int32([span[side] for span in content["supervised"]]) for side in ("start", "end")]
-    row.append(_int32([content["num_tokens"]]))
+    spans = [[span[side] for span in content["supervised"]] for side in ("start", "end")]
+    row += map(_int32, [content["input_ids"], *spans, [content["num_tokens"]]])
     return row + [_array_bytes(members.get(f"{name}.npy"), kind) for name, kind in _ARRAYS.items()]
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from janus.common.errors import UserError
 from janus.common.files import replace_folder
 from shards.manifest import MANIFEST, SUFFIXES, ShardEntry
-from shards.rows import ArrowRows, row_hashes
+from shards.rows import row_hashes
 from shards.schema import CONTENT_SCHEMA, SCHEMA
 from shards.tar import TarSink
 
@@ -47,17 +47,15 @@ def write_shards(
     """
     entries: list[ShardEntry] = []
     shard: _ShardFile | None = None
-    checked = _checked(_regular(batches, BATCH_ROWS[task]), split, task, image_size)
-    for batch in _ahead(checked):
+    regular = _regular(batches, BATCH_ROWS[task])
+    for batch in _ahead(_hashed(batch, split, task, image_size) for batch in regular):
         if shard is not None and shard.bytes + _content_bytes(batch) > shard_bytes:
             entries.append(shard.close())
             shard = None
         if shard is None:
             shard = _ShardFile(out, split, task, len(entries), format)
         shard.write(batch)
-    if shard is not None:
-        entries.append(shard.close())
-    return entries
+    return [*entries, shard.close()] if shard is not None else entries
 
 
 def publish(tmp: Path, out: Path) -> None:
@@ -65,8 +63,6 @@ def publish(tmp: Path, out: Path) -> None:
 
     Raises UserError if `out` holds something that is not a folder of shards.
     """
-    if not (tmp / MANIFEST).is_file():
-        raise ValueError(f"{tmp} has no {MANIFEST}: it is not finished")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
         raise UserError(f"{out}: exists and is not a folder of shards; move it away or choose another")
     replace_folder(tmp, out)
@@ -102,39 +98,28 @@ class _ShardFile:
     """One shard while it is written, and what its entry will say."""
 
     def __init__(self, out: Path, split: str, task: str, number: int, format: str) -> None:
-        self._out, self._split, self._task = out, split, task
-        self._path = f"{split}/{task}-{number:05d}{SUFFIXES[format]}"
-        (out / split).mkdir(parents=True, exist_ok=True)
-        self._hashed = _HashedFile(out / self._path)
-        self._file = io.BufferedWriter(self._hashed, BLOCK)
-        if format == "arrow":  # uncompressed, so that its buffers can be memory-mapped
-            options = pa.ipc.IpcWriteOptions(compression=None)
-            self._sink: Any = pa.ipc.new_file(self._file, SCHEMA, options=options)
-        else:
-            self._sink = TarSink(self._file, out / self._path)
+        self._name, self._place = f"{split}/{task}-{number:05d}{SUFFIXES[format]}", (split, task)
+        self._path = out / self._name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._hashed = _HashedFile(self._path)
+        file = self._file = io.BufferedWriter(self._hashed, BLOCK)
+        # Arrow's default is uncompressed, so that buffers can be memory-mapped.
+        self._sink = pa.ipc.new_file(file, SCHEMA) if format == "arrow" else TarSink(file, self._path)
         self._rows = self._tokens = self._supervised = self.bytes = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        rows = ArrowRows([batch])
         self._sink.write(batch)
         self._rows += batch.num_rows
-        self._tokens += int(rows.num_tokens.sum(dtype=np.int64))
-        self._supervised += int(rows.supervised_tokens.sum(dtype=np.int64))
+        self._tokens += len(batch["input_ids"].values)
+        spans = batch["supervised"].values
+        self._supervised += int(np.subtract(spans.field("end"), spans.field("start")).sum(dtype=np.int64))
         self.bytes += _content_bytes(batch)
 
     def close(self) -> ShardEntry:
         self._sink.close()
         self._file.close()
-        return ShardEntry(
-            path=self._path,
-            split=self._split,
-            task=self._task,
-            rows=self._rows,
-            tokens=self._tokens,
-            supervised_tokens=self._supervised,
-            bytes=(self._out / self._path).stat().st_size,
-            sha256=self._hashed.digest.hexdigest(),
-        )
+        counts = self._rows, self._tokens, self._supervised, self._path.stat().st_size
+        return ShardEntry(self._name, *self._place, *counts, sha256=self._hashed.digest.hexdigest())
 
 
 def _content_bytes(batch: pa.RecordBatch) -> int:
@@ -150,14 +135,10 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def _checked(
-    batches: Iterator[pa.RecordBatch], split: str, task: str, image_size: int
-) -> Iterator[pa.RecordBatch]:
+def _hashed(batch: pa.RecordBatch, split: str, task: str, image_size: int) -> pa.RecordBatch:
     """Checked rows of CONTENT_SCHEMA with their hashes: rows of SCHEMA."""
-    for batch in batches:
-        _check_rows(batch, split, task, image_size)
-        hashes = pa.array(row_hashes(batch), pa.uint64())
-        yield pa.RecordBatch.from_arrays([*batch.columns, hashes], schema=SCHEMA)
+    _check_rows(batch, split, task, image_size)
+    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(row_hashes(batch))], schema=SCHEMA)
 
 
 def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -167,10 +148,9 @@ def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Record
     """
     pieces: list[pa.RecordBatch] = []
     for batch in batches:
-        start = 0
-        while start < batch.num_rows:
-            pieces.append(batch.slice(start, rows - sum(p.num_rows for p in pieces)))
-            start += pieces[-1].num_rows
+        while batch.num_rows:
+            pieces.append(batch.slice(0, rows - sum(p.num_rows for p in pieces)))
+            batch = batch.slice(pieces[-1].num_rows)
             if sum(p.num_rows for p in pieces) == rows:
                 yield _fresh(pieces)
                 pieces = []
@@ -180,7 +160,7 @@ def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Record
 
 def _fresh(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
     table = pa.Table.from_batches([piece.cast(CONTENT_SCHEMA) for piece in pieces]).combine_chunks()
-    batch = table.to_batches()[0]
+    (batch,) = table.to_batches()
     return pa.RecordBatch.from_arrays([_own(column) for column in batch.columns], schema=CONTENT_SCHEMA)
 
 
@@ -195,25 +175,19 @@ def _own(column: pa.Array) -> pa.Array:
 def _check_rows(batch: pa.RecordBatch, split: str, task: str, image_size: int) -> None:
     """Raise ValueError naming the first row that is in the wrong place or contradicts itself."""
     batch.validate(full=True)
-    spans = batch.column("supervised")
-    starts, ends = spans.values.field("start"), spans.values.field("end")
-    limits = batch.column("num_tokens").take(pc.list_parent_indices(spans))
-    outside = pc.or_(pc.less(starts, 0), pc.or_(pc.less_equal(ends, starts), pc.greater(ends, limits)))
+    tokens, spans, rows = batch["num_tokens"], batch["supervised"], pa.array(range(len(batch)))
+    (starts, ends), span_rows = spans.flatten().flatten(), pc.list_parent_indices(spans)
+    empty, above = pc.less_equal(ends, starts), pc.greater(ends, tokens.take(span_rows))
+    outside = pc.or_(pc.less(starts, 0), pc.or_(empty, above))
+    lengths = pc.list_value_length(batch["input_ids"])
+    other_size = pc.not_equal(pc.binary_length(batch["image"]), 3 * image_size**2)
     faults = {
-        f"is not of task {task}": pc.not_equal(batch.column("task"), task),
-        f"is not of split {split}": pc.not_equal(batch.column("split"), split),
-        "num_tokens is not the length of input_ids": pc.not_equal(
-            batch.column("num_tokens"), pc.list_value_length(batch.column("input_ids"))
-        ),
-        f"image is not {image_size}×{image_size}×3 bytes": pc.not_equal(
-            pc.binary_length(batch.column("image")), 3 * image_size**2
-        ),
+        f"is not of task {task}": rows.filter(pc.not_equal(batch["task"], task)),
+        f"is not of split {split}": rows.filter(pc.not_equal(batch["split"], split)),
+        "num_tokens is not the length of input_ids": rows.filter(pc.not_equal(tokens, lengths)),
+        f"image is not {image_size}×{image_size}×3 bytes": rows.filter(other_size),
+        "a supervised span is empty or outside input_ids": span_rows.filter(outside),
     }
-    first = {message: pc.index(mask, True).as_py() for message, mask in faults.items()}
-    span = pc.index(outside, True).as_py()
-    first["a supervised span is empty or outside input_ids"] = (
-        -1 if span < 0 else pc.list_parent_indices(spans)[span].as_py()
-    )
-    for message, row in first.items():
-        if row >= 0:
-            raise ValueError(f"{batch.column('sample_id')[row].as_py()}: {message}")
+    for message, found in faults.items():
+        if len(found):
+            raise ValueError(f"{batch['sample_id'][found[0].as_py()]}: {message}")

@@ -1,23 +1,19 @@
 """The samples of a preview: which ones are drawn, and what the page shows of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import chain, groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+from tokenizers import Tokenizer
 
 from janus.common.console import track
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from shards.read import ShardSet
-    from shards.schema import Sample
+from shards.manifest import TOKENIZER
+from shards.read import ShardSet
+from shards.schema import Sample
 
 SEED = 0
 PICTURE_BYTES = 12_000_000
@@ -33,7 +29,7 @@ Decode = Callable[[np.ndarray], np.ndarray]
 
 
 def choose(rows: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Up to `count` rows of `summary.row_table`, evenly from every task, source and split; always the same.
+    """Up to `count` rows of `page.row_table`, evenly from every task, source and split; always the same.
 
     Strata take turns, so that the first screen shows something of each; the rows of one are in shard order.
     """
@@ -63,7 +59,6 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
     """A decoder of the shards' codes. Raises UserError if there are none, or `model` did not make them."""
     from janus.checkpoint.folder import open_model
     from janus.generate.pictures import vq_decoder
-    from shards.manifest import TOKENIZER
 
     folder = open_model(model, (shards.folder / TOKENIZER).parent)
     folder.check_codes(shards.manifest.vq, shards.folder)
@@ -80,8 +75,8 @@ def cards(
     label = "reading samples, decoding codes" if decode else "reading samples"
     shown = []
     with track(label, chosen.height, "samples") as advance:
-        for row in chosen.iter_rows(named=True):
-            sample = shards.rows(row["split"], row["task"]).read(row["index"])
+        for split, task, index in chosen.select("split", "task", "index").iter_rows():
+            sample = shards.rows(split, task).read(index)
             shown.append(_card(sample, tokenizer, decode, text_limit, picture_limit))
             advance()
     return shown
@@ -100,10 +95,8 @@ def _card(
     if decode is not None and sample.image_tokens is not None:
         pictures.append(("its codes, decoded", decode(sample.image_tokens.astype(np.int32))))
     return {
+        **{name: getattr(sample, name) for name in ("task", "source", "split")},
         "id": sample.sample_id,
-        "task": sample.task,
-        "source": sample.source,
-        "split": sample.split,
         "history": [[_cut(side, text_limit) for side in turn] for turn in sample.history[-4:]],
         "prompt": _cut(sample.prompt, text_limit),
         "answer": _cut(sample.answer, text_limit),
@@ -124,11 +117,10 @@ def marked_pieces(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]
     """The sample's tokens as text, cut where supervision begins or ends: (text, whether it is supervised)."""
     spans = sample.supervised.tolist()
     edges = sorted({0, len(sample.input_ids), *chain.from_iterable(spans)})
-    pieces = []
-    for lo, hi in pairwise(edges):
-        supervised = any(start <= lo < end for start, end in spans)
-        pieces.append((_decoded(sample.input_ids[lo:hi].tolist(), tokenizer), supervised))
-    return pieces
+    texts = [_decoded(sample.input_ids[lo:hi].tolist(), tokenizer) for lo, hi in pairwise(edges)]
+    return [
+        (text, any(lo <= edge < hi for lo, hi in spans)) for text, edge in zip(texts, edges, strict=False)
+    ]
 
 
 def _decoded(ids: list[int], tokenizer: Tokenizer) -> str:

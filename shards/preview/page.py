@@ -1,28 +1,54 @@
-"""`shards preview`: one HTML page with the numbers of all shard rows and a gallery of a few samples."""
+"""The numbers of all rows of a folder of shards; one HTML page with them and a gallery of a few samples."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+from tokenizers import Tokenizer
 
 from janus.common.errors import UserError
 from janus.common.page import render_page, write_output
 from janus.prompts import SPLITS, TASKS
 from shards.manifest import TOKENIZER
 from shards.preview.gallery import cards, choose, code_decoder
-from shards.preview.summary import row_table, summarize
 from shards.read import ShardSet
-
-if TYPE_CHECKING:
-    from shards.manifest import Manifest
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_BYTES = 20_000_000
 BINS = 32
+
+
+def row_table(shards: ShardSet) -> pl.DataFrame:
+    """One row per sample: split, task, source, index (in its split and task), tokens, supervised, bytes."""
+    tables = []
+    for split, task in shards.splits_tasks():
+        rows = shards.rows(split, task)
+        columns = {
+            "source": pl.from_arrow(rows.column("source")),
+            "tokens": rows.num_tokens,
+            "supervised": rows.supervised_tokens.astype("int64"),
+            "bytes": rows.row_bytes(),
+        }
+        table = pl.DataFrame(columns).with_row_index("index")
+        tables.append(table.with_columns(split=pl.lit(split), task=pl.lit(task)))
+    return pl.concat(tables)
+
+
+def summarize(rows: pl.DataFrame, length: int) -> pl.DataFrame:
+    """One row per task and source; token counts over all splits, padding in rows of `length` tokens."""
+    tokens = pl.col("tokens")
+    groups = rows.group_by("task", "source").agg(
+        *[(pl.col("split") == name).sum().alias(name) for name in SPLITS],
+        min=tokens.min(),
+        median=tokens.median(),
+        p95=tokens.quantile(0.95, "nearest").cast(pl.Int64),
+        max=tokens.max(),
+        padding=1 - tokens.clip(upper_bound=length).mean() / length,
+        supervised=pl.col("supervised").sum(),
+        bytes=pl.col("bytes").sum(),
+    )
+    return groups.sort("task", "source")
 
 
 def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> tuple[int, int]:
@@ -31,8 +57,6 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     model: decodes the VQ codes. Raises UserError for incomplete shards, a model that did not make the codes,
     and a page that would pass 20 MB.
     """
-    from tokenizers import Tokenizer
-
     shards = ShardSet.open(folder)
     decode = code_decoder(shards, model) if model else None
     rows = row_table(shards)
@@ -40,9 +64,7 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     values: dict[str, Any] = {
         "folder": str(folder),
         "manifest": shards.manifest,
-        "total": _totals(rows, shards.manifest),
         "groups": _groups(rows),
-        "reject_examples": _reject_examples(shards.manifest),
         "samples": cards(shards, chosen, Tokenizer.from_file(str(folder / TOKENIZER)), decode),
         "tasks": [task for task in TASKS if task in chosen["task"]],
         "splits": [split for split in SPLITS if split in chosen["split"]],
@@ -56,25 +78,13 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
     return chosen.height, rows.height
 
 
-def _totals(rows: pl.DataFrame, manifest: Manifest) -> dict[str, int]:
-    """The figures at the top."""
-    return {
-        "rows": rows.height,
-        "tokens": int(rows["tokens"].cast(pl.Int64).sum()),
-        "supervised": int(rows["supervised"].sum()),
-        "bytes": sum(entry.bytes for entry in manifest.shards),
-        "read": sum(counts.read for counts in manifest.counts.values()),
-        "rejected": sum(sum(counts.rejected.values()) for counts in manifest.counts.values()),
-    }
-
-
 def _groups(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Each task and source with its counts and histogram; sources of a task share the bins."""
     groups = []
     for group in summarize(rows, 1).iter_rows(named=True):
-        of_task = rows.filter(pl.col("task") == group["task"])
-        lengths = of_task.filter(pl.col("source") == group["source"])["tokens"].to_numpy()
-        lo, hi = of_task.select(lo=pl.col("tokens").min(), hi=pl.col("tokens").max()).row(0)
+        of_task = rows.filter(task=group["task"])
+        lengths = of_task.filter(source=group["source"])["tokens"].to_numpy()
+        lo, hi = of_task.select(lo=pl.min("tokens"), hi=pl.max("tokens")).row(0)
         groups.append({**group, "bars": histogram(lengths, lo, hi)})
     return sorted(groups, key=lambda group: TASKS.index(group["task"]))
 
@@ -85,11 +95,3 @@ def histogram(lengths: np.ndarray, lo: int, hi: int) -> list[dict[str, int]]:
     starts = range(lo, hi + 1, width)
     counts = np.bincount((lengths - lo) // width, minlength=len(starts)).tolist()
     return [{"lo": lo, "hi": lo + width - 1, "rows": n} for lo, n in zip(starts, counts, strict=True)]
-
-
-def _reject_examples(manifest: Manifest) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The raw rows that the manifest names, by source and reason."""
-    examples: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for example in manifest.recipe.get("reject_examples", ()):
-        examples.setdefault((example["source"], example["reason"]), []).append(example)
-    return examples

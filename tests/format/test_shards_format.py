@@ -75,8 +75,8 @@ def test_any_row_comes_back_from_both_formats(
         supervised = [sum(s["end"] - s["start"] for s in row["supervised"]) for row in some]
         assert task.supervised_tokens.tolist() == supervised
         assert task.num_tokens.dtype == task.supervised_tokens.dtype == np.int32
-        assert task.sample_ids.to_pylist() == [row["sample_id"] for row in some]
-        assert task.sources.to_pylist() == [row["source"] for row in some]
+        assert task.column("sample_id").to_pylist() == [row["sample_id"] for row in some]
+        assert task.column("source").to_pylist() == [row["source"] for row in some]
         assert [as_row(sample) for sample in task.unchecked()] == some
         assert verify_folder(folder) == []
 
@@ -139,8 +139,9 @@ def test_many_shards_read_as_one_run_of_rows(tmp_path: Path) -> None:
     shards = ShardSet.open(make_folder(tmp_path, {("train", "text"): some}, SIZE, shard_bytes=1))
     assert [entry.rows for entry in shards.manifest.shards] == [1024, 1024, 5]
     task = shards.rows("train", "text")
+    ids = task.column("sample_id")
     for index in (0, 1023, 1024, 2047, 2048, 2052):
-        assert task.read(index).sample_id == some[index]["sample_id"] == task.sample_ids[index].as_py()
+        assert task.read(index).sample_id == some[index]["sample_id"] == ids[index].as_py()
     assert task.num_tokens.sum() == sum(entry.tokens for entry in shards.manifest.shards)
     assert task.supervised_tokens.sum() == sum(e.supervised_tokens for e in shards.manifest.shards)
     for index in (-1, 2053):

@@ -125,7 +125,7 @@ def test_each_sample_has_the_loss_that_training_computes(
     content, predictions, _ = evaluated
     rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(model, task)
     of_task = predictions.filter(pl.col("part") == task)
-    assert of_task["sample_id"].to_list() == rows.sample_ids.to_pylist()
+    assert of_task["sample_id"].to_list() == rows.column("sample_id").to_pylist()
     total = tokens = 0
     for i, nll in enumerate(of_task["nll"]):
         sample = rows.read(i)

@@ -84,7 +84,7 @@ def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> P
     questions = []
     for split, task in shards.splits_tasks():
         rows = shards.rows(split, task)
-        for index, sample_id in enumerate(rows.sample_ids.to_pylist() if task == "text" else ()):
+        for index, sample_id in enumerate(rows.column("sample_id").to_pylist() if task == "text" else ()):
             source, _, pubid = sample_id.partition("/")
             if source == SOURCE and pubid in decisions:
                 questions.append(replace(rows.read(index), answer=decisions[pubid]))

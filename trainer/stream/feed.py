@@ -69,13 +69,13 @@ def select_rows(rows: TaskRows, sources: tuple[str, ...], limit: int | None) -> 
     """At most `limit` rows, by hash, of these sources or of all. UserError if one has nothing supervised."""
     indices = np.arange(len(rows))
     if sources:
-        indices = np.flatnonzero(np.isin(rows.sources.to_numpy(), sources))
+        indices = np.flatnonzero(np.isin(rows.column("source").to_numpy(), sources))
     if limit is not None and limit < len(indices):
-        order = by_hash(rows.sample_ids.take(indices).to_pylist())
+        order = by_hash(rows.column("sample_id").take(indices).to_pylist())
         indices = np.sort(indices[order[:limit]])
     selected = SelectedRows(rows, indices)
     if (empty := np.flatnonzero(selected.supervised_tokens == 0)).size:
-        name = rows.sample_ids[int(indices[empty[0]])]
+        name = rows.column("sample_id")[int(indices[empty[0]])]
         raise UserError(f"{name}: has no supervised tokens, so nothing to learn from; build the shards again")
     return selected
 
@@ -233,7 +233,7 @@ def _training_rows(shards: ShardSet, task: str, config: TrainConfig) -> Selected
     rows = shards.rows("train", task)
     selected = select_rows(rows, config.sources, config.samples.get(task))
     if not len(selected):
-        found = ", ".join(sorted(pc.unique(rows.sources).to_pylist()))
+        found = ", ".join(sorted(pc.unique(rows.column("source")).to_pylist()))
         raise UserError(f"sources: no train/{task} rows of {', '.join(config.sources)}; there are {found}")
     return _short_enough(selected, task, config.max_length)
 
