@@ -64,7 +64,7 @@ def test_show_suggests_the_nearest_sample(tmp_path: Path) -> None:
     make_mixed(tmp_path, count=2, image_size=SIZE)
     result = run("show", tmp_path, "pubmedqa/trian-1")
     assert result.exit_code == 2
-    assert "did you mean pubmedqa/train-1?" in result.output
+    assert "did you mean 'pubmedqa/train-1'?" in result.output
     result = run("show", tmp_path, "pubmedqa/train-1", "--image", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "has no image to save" in result.output
