@@ -1,7 +1,6 @@
 """The only place that sets or asks for the device, the mode, determinism and device memory.
 
-A command calls `use` before its first tensor. Code that may run without a command (a test, a Cell's kernels)
-calls `current`.
+A command calls `use` before its first tensor; code that may run without a command calls `current`.
 """
 
 from collections.abc import Callable
@@ -56,16 +55,13 @@ def peak_memory() -> int | None:
     return None if current() == "CPU" else ms.runtime.max_memory_allocated()
 
 
-def compiled(function: Callable[..., Any], mode: str = "graph") -> Callable[..., Any]:
-    """The function as one compiled graph, or unchanged if mode is "pynative".
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one compiled graph.
 
     MindSpore notes on a Cell which of its methods was compiled last, and later parses the whole Cell as that
     method. A plain function around the method keeps the note off the Cell.
     """
     import mindspore as ms
-
-    if mode == "pynative":
-        return function
 
     def run(*arguments: Any) -> Any:
         return function(*arguments)

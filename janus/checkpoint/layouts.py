@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isqrt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from janus.checkpoint.tensors import StoredTensor
 from janus.common.errors import UserError
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
-
-Part = TypeVar("Part", TextConfig, VisionConfig, VQConfig)
 
 _THEIR_NAMES = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
 """Fields that have another name in transformers."""
@@ -54,7 +52,7 @@ def from_transformers(content: Mapping[str, Any], path: object) -> JanusConfig:
         raise UserError(f"{path}: field {error} is missing; expected transformers' JanusConfig") from error
 
 
-def _part(part: type[Part], sizes: Mapping[str, Any]) -> Part:
+def _part(part: type, sizes: Mapping[str, Any]) -> Any:
     return part(**{f.name: sizes[_THEIR_NAMES.get(f.name, f.name)] for f in fields(part)})
 
 

@@ -36,20 +36,18 @@ lm_head.                                                        language_model.l
 model.vqmodel.S.mid.block_1.                                    gen_vision_model.S.mid.0.
 model.vqmodel.S.mid.attn_1.                                     gen_vision_model.S.mid.1.
 model.vqmodel.S.mid.block_2.                                    gen_vision_model.S.mid.2.
-model.vqmodel.encoder.down.N.block.                             gen_vision_model.encoder.conv_blocks.N.res.
-model.vqmodel.encoder.down.N.                                   gen_vision_model.encoder.conv_blocks.N.
-model.vqmodel.decoder.up.N.block.                               gen_vision_model.decoder.conv_blocks.N.res.
-model.vqmodel.decoder.up.N.                                     gen_vision_model.decoder.conv_blocks.N.
+model.vqmodel.S.V.N.block.                                      gen_vision_model.S.conv_blocks.N.res.
+model.vqmodel.S.V.N.                                            gen_vision_model.S.conv_blocks.N.
 model.vqmodel.                                                  gen_vision_model.
 """
 """How a name of ours starts, and DeepSeek's name; the first line that fits counts. N: a number. S: encoder or
-decoder. A number after the names: which third of the fused tensor it is."""
+decoder, V: down or up. A number after the names: which third of the fused tensor it is."""
 
 
 def _rule(ours: str, theirs: str, third: str = "") -> tuple[re.Pattern[str], str, int | None]:
-    pattern = re.escape(ours).replace("N", r"(?P<N>\d+)").replace("S", "(?P<S>encoder|decoder)")
+    pattern = re.escape(ours).replace("V", "(?:down|up)").replace("S", "(?P<S>encoder|decoder)")
     replacement = theirs.replace("N", r"\g<N>").replace("S", r"\g<S>")
-    return re.compile(pattern), replacement, int(third) if third else None
+    return re.compile(pattern.replace("N", r"(?P<N>\d+)")), replacement, int(third) if third else None
 
 
 _RULES = [_rule(*line.split()) for line in _TABLE.strip().splitlines()]

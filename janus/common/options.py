@@ -1,12 +1,7 @@
 """Command-line options from the fields of a frozen dataclass: one declaration is option, help and YAML key.
 
-@dataclass(frozen=True)
-class Request:
-    seed: int = option(0, "Seed of all draws.", click.IntRange(min=0))
-
-@main.command()
-@add_options(Request)
-def generate(**options): run(Request(**options))
+A field `seed: int = option(0, "Seed of all draws.", click.IntRange(min=0))` of a dataclass is `--seed` of a
+command under `@add_options(TheDataclass)`, and its value among the keyword arguments of the command.
 """
 
 import difflib

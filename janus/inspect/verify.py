@@ -8,8 +8,6 @@ A folder of cases holds `cases.safetensors` (inputs and expected values in float
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +76,7 @@ def open_cases(folder: Path) -> Cases:
 def verify(folder: Path, mode: str, on: str) -> Iterator[tuple[str, Check]]:
     """(layout, check) for every quantity of every layout in the folder. on: a value of `--device`."""
     device.use(on)
-    compile_ = partial(device.compiled, mode=mode)
+    compile_ = device.compiled if mode == "graph" else lambda function: function
     cases = open_cases(folder)
     for layout in LAYOUTS:
         if (folder / layout).is_dir():
@@ -86,7 +84,7 @@ def verify(folder: Path, mode: str, on: str) -> Iterator[tuple[str, Check]]:
             model, vq = opened.build(), opened.build_vq(len(cases.arrays["image_uint8"]))
             checks = [_part_checks(model, vq, cases.arrays, compile_)]
             checks += [_task_checks(model, task, cases, compile_) for task in TASKS]
-            yield from ((layout, check) for check in chain.from_iterable(checks))
+            yield from ((layout, check) for part in checks for check in part)
 
 
 def _part_checks(model: Any, vq: Any, arrays: dict[str, np.ndarray], compile_: Any) -> Iterator[Check]:
