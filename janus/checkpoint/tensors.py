@@ -130,17 +130,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         except ValueError as error:
             raise UserError(f"{path}: its header is not JSON; fetch or copy it again") from error
     header.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
-
-
-def _stored(path: Path, name: str, entry: dict, base: int, size: int) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
-        raise UserError(f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
-    start, end = entry["data_offsets"]
-    tensor = StoredTensor(entry["dtype"], tuple(entry["shape"]), path, base + start)
-    if base + end > size or end - start != tensor.nbytes:
-        raise UserError(f"{path}: {name} is cut off or misdescribed; fetch or copy the file again")
-    return tensor
+    tensors, base = {}, 8 + length
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+        start, end = entry["data_offsets"]
+        tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), path, base + start)
+        if base + end > size or end - start != tensors[name].nbytes:
+            raise UserError(f"{path}: {name} is cut off or misdescribed; fetch or copy the file again")
+    return tensors
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, TensorToSave]) -> None:
