@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 ROUND_TO = 32
 """Padded prompts and caches are a multiple of this long: few graphs serve all lengths."""
 
-OnToken = Callable[[], object]
-"""Called after every step of a batch."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -86,7 +83,10 @@ def choose(logits_BV: np.ndarray, temperature: float, uniforms_B: np.ndarray) ->
 
 
 class Generator:
-    """A network that answers and draws; `batch` answers, or pictures, at a time."""
+    """A network that answers and draws; `batch` answers, or pictures, at a time.
+
+    on_token: called after every step of a batch.
+    """
 
     def __init__(self, model: Janus, special: SpecialTokens, batch: int = 4, mode: str = "graph") -> None:
         """mode: "graph", or "pynative" for op by op."""
@@ -99,7 +99,7 @@ class Generator:
         prompts: Sequence[Prompt],
         max_tokens: int,
         sampling: Sampling = GREEDY,
-        on_token: OnToken = lambda: None,
+        on_token: Callable[[], object] = lambda: None,
     ) -> Iterator[np.ndarray]:
         """The ids of each answer, int32, in order; EOS comes last unless `max_tokens` came first.
 
@@ -127,7 +127,7 @@ class Generator:
         prompts: Sequence[np.ndarray],
         numbers: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_token: OnToken = lambda: None,
+        on_token: Callable[[], object] = lambda: None,
     ) -> Iterator[np.ndarray]:
         """The image tokens, int32 (T,), of each prompt's picture, in order.
 

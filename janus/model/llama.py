@@ -16,9 +16,6 @@ from janus.model.kernels.plain import Tensors
 from janus.model.layers import Embedding, Linear, RMSNorm
 from janus.model.weights import Weights
 
-Angles = tuple[Tensor, Tensor, Tensor, Tensor]
-"""cos and sin of each token's angles; and both times 1/√K, for the query."""
-
 
 class Attention(nn.Cell):
     """Causal self-attention with rotary positions, (P, D): what each token takes from those it sees."""
@@ -33,10 +30,10 @@ class Attention(nn.Cell):
         self.rotary = body().Rotary(heads, head_size, config.rope_theta)
         self.attention = body().SegmentAttention(heads, head_size)
 
-    def construct(self, x_PD: Tensor, angles: Angles, places: Tensors) -> Tensor:
+    def construct(self, x_PD: Tensor, angles: Tensors, places: Tensors) -> Tensor:
         return self.o_proj(self.attention(*self.qkv(x_PD, angles), places))
 
-    def qkv(self, x_PD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x_PD: Tensor, angles: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (turned and scaled), keys (turned) and values, each (P, D)."""
         cos, sin, query_cos, query_sin = angles
         q_PD = self.rotary(self.q_proj(x_PD), query_cos, query_sin)
@@ -69,7 +66,7 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(weights / "post_attention_layernorm", width, eps)
         self.mlp = Mlp(weights / "mlp", config)
 
-    def construct(self, x_PD: Tensor, angles: Angles, places: Tensors) -> Tensor:
+    def construct(self, x_PD: Tensor, angles: Tensors, places: Tensors) -> Tensor:
         return self.finish(x_PD, self.self_attn(self.input_layernorm(x_PD), angles, places))
 
     def finish(self, x_PD: Tensor, attended_PD: Tensor) -> Tensor:
@@ -90,9 +87,9 @@ class Llama(nn.Cell):
         self.scale = config.head_size**-0.5
 
     def construct(self, x_PD: Tensor, position_ids_P: Tensor, *slots: Tensor) -> Tensor:
-        """slots: the flat token in each slot, `token_of_BS`; each token's slot, `slot_of_P`, in 0 … B·S − 1;
-        `segment_ids_BS`. What stands for nothing (padding tokens, empty slots) is mapped onto each other and
-        carries segment 0.
+        """slots: `token_of_BS`, the flat token in each; `slot_of_P`, 0 … B·S − 1; `segment_ids_BS`.
+
+        What stands for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
         """
         angles = self.angles(position_ids_P, x_PD.dtype)
         places = self.layers[0].self_attn.attention.places(*slots)
@@ -100,8 +97,8 @@ class Llama(nn.Cell):
             x_PD = layer(x_PD, angles, places)
         return self.norm(x_PD)
 
-    def angles(self, position_ids_P: Tensor, dtype: Any) -> Angles:
-        """Of each token, for every layer."""
+    def angles(self, position_ids_P: Tensor, dtype: Any) -> Tensors:
+        """cos and sin of each token's angles; and both times 1/√K, for the query."""
         rotary = self.layers[0].self_attn.rotary
         cos, sin = rotary.angles(position_ids_P, 1.0)
         query_cos, query_sin = rotary.angles(position_ids_P, self.scale)

@@ -43,6 +43,7 @@ AddBias = gradients.AddBias
 Attention = _result(gradients.Attention)
 Gelu = _result(gradients.Gelu)
 RMSNorm = _result(gradients.RMSNorm)
+Rotary = gradients.Rotary
 SwiGLU = _result(gradients.SwiGLU)
 
 
@@ -76,23 +77,6 @@ class LayerNorm(nn.Cell):
             return self.norm(x_PD, weight_D, bias_D)[0]
         blocks = [self.norm(block_PD, weight_D, bias_D)[0] for block_PD in ops.split(x_PD, CHAIN)]
         return ops.concat(blocks, 0)
-
-
-class Rotary(plain.Rotary):
-    """Angles are spread over the heads once a step, (P, D) each."""
-
-    def __init__(self, heads: int, head_size: int, theta: float) -> None:
-        super().__init__(heads, head_size, theta)
-        self.heads, self.rotate = heads, gradients.Rotate(head_size)
-
-    def angles(self, position_ids_P: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
-        cos_PD = ops.tile(ops.cos(angles_PK), (1, self.heads))
-        sin_PD = ops.tile(ops.sin(angles_PK), (1, self.heads))
-        return cos_PD * scale, sin_PD * scale
-
-    def construct(self, x_PD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.rotate(x_PD, cos, sin)
 
 
 class SegmentAttention(nn.Cell):

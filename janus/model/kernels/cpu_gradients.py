@@ -10,6 +10,7 @@ N states that predict, V classes.
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from janus.model.kernels import plain
 from janus.model.kernels.plain import ROOT_HALF, Tensors
 
 # Primitives, not their functions: `ops.gather` inside a written-out backward does not always build.
@@ -106,17 +107,22 @@ class RMSNorm(nn.Cell):
         return towards_PD - x_PD * _matmul(pull_P1, ones_1D), dweight_D
 
 
-class Rotate(nn.Cell):
-    """x · cos + turn(x) · sin; the backward is the inverse rotation."""
+class Rotary(plain.Rotary):
+    """x · cos + turn(x) · sin, angles spread over the heads once a step; its backward turns back."""
 
-    def __init__(self, head_size: int) -> None:
-        super().__init__(auto_prefix=False)
-        half = head_size // 2
+    def __init__(self, heads: int, head_size: int, theta: float) -> None:
+        super().__init__(heads, head_size, theta)
+        self.heads, self.head_size, half = heads, head_size, head_size // 2
         turn = np.zeros((head_size, head_size), np.float32)
         turn[half:, :half] = -np.eye(half)
         turn[:half, half:] = np.eye(half)
         self.turn_KK = Tensor(turn)
-        self.head_size = head_size
+
+    def angles(self, position_ids_P: Tensor, scale: float) -> Tensors:
+        angles_PK = ops.matmul(position_ids_P.reshape(-1, 1).astype("float32"), self.frequencies_1K)
+        cos_PD = ops.tile(ops.cos(angles_PK), (1, self.heads))
+        sin_PD = ops.tile(ops.sin(angles_PK), (1, self.heads))
+        return cos_PD * scale, sin_PD * scale
 
     def _turn(self, x_PD: Tensor) -> Tensor:
         turn_KK = self.turn_KK.astype(x_PD.dtype)

@@ -81,7 +81,7 @@ class Rotary(nn.Cell):
         frequencies = theta ** -(np.arange(half, dtype=np.float64) / half)
         self.frequencies_1K = Tensor(np.tile(frequencies, 2)[None].astype(np.float32))
 
-    def angles(self, position_ids_P: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def angles(self, position_ids_P: Tensor, scale: float) -> Tensors:
         """cos and sin of every token's angles, each times `scale`, as `construct` takes them."""
         angles_P1K = (position_ids_P.reshape(-1, 1).astype("float32") * self.frequencies_1K).expand_dims(1)
         return ops.cos(angles_P1K) * scale, ops.sin(angles_P1K) * scale
@@ -133,7 +133,7 @@ class CrossEntropy(nn.Cell):
     def construct(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         return (self.scores(logits_NV, labels_N)[0] * (labels_N >= 0).astype("float32")).sum()
 
-    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, logits_NV: Tensor, labels_N: Tensor) -> Tensors:
         """(−log p(label), likeliest class), (N,) each. A negative label has the score of class 0."""
         log_p_NV = ops.log_softmax(logits_NV, -1)
         label_N1 = ops.maximum(labels_N, 0).reshape(-1, 1)
