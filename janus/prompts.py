@@ -60,15 +60,9 @@ def prompt_segments(row: PromptRow, special: SpecialTokens, num_image_tokens: in
         raise ValueError(f"unknown task {row.task!r}; expected one of {', '.join(TASKS)}")
     placeholders = (special.image_placeholder,) * num_image_tokens
     if row.task == "t2i":
-        return [
-            Segment((special.bos, special.user)),
-            Segment(f": {row.prompt.strip()}\n\n"),
-            Segment((special.assistant,)),
-            Segment(":"),
-            Segment((special.begin_of_image,)),
-            Segment(placeholders, supervised=True),
-            Segment((special.end_of_image,)),
-        ]
+        segments = [Segment((special.bos, special.user)), Segment(f": {row.prompt.strip()}\n\n")]
+        segments += [Segment((special.assistant,)), Segment(":"), Segment((special.begin_of_image,))]
+        return [*segments, Segment(placeholders, True), Segment((special.end_of_image,))]
     image = (special.begin_of_image, *placeholders, special.end_of_image) if row.task == "vqa" else ()
     segments = [Segment((special.bos,)), Segment(SYSTEM_TEXT + "\n\n")]
     for user, answer in (*row.history, (row.prompt, row.answer)):

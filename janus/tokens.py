@@ -33,16 +33,9 @@ class SpecialTokens:
     assistant: int
 
 
-SPECIAL_NAMES = {
-    "bos": "<｜begin▁of▁sentence｜>",
-    "eos": "<｜end▁of▁sentence｜>",
-    "pad": "<｜▁pad▁｜>",
-    "begin_of_image": "<begin_of_image>",
-    "end_of_image": "<end_of_image>",
-    "image_placeholder": "<image_placeholder>",
-    "user": "<|User|>",
-    "assistant": "<|Assistant|>",
-}
+SPECIAL_NAMES = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>", "pad": "<｜▁pad▁｜>"}
+SPECIAL_NAMES |= {name: f"<{name}>" for name in ("begin_of_image", "end_of_image", "image_placeholder")}
+SPECIAL_NAMES |= {"user": "<|User|>", "assistant": "<|Assistant|>"}
 
 
 class JanusTokenizer:

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from janus.model.config import PRESETS, JanusConfig
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer
 
 if TYPE_CHECKING:
-    from mindspore import Parameter, nn
+    from mindspore import nn
 
     from janus.model.janus import Janus
     from janus.model.vq import VQ
@@ -56,9 +56,8 @@ class ModelFolder:
         """One line that says what will be trained."""
         text = self.config.text
         size = f"Llama {text.num_layers}×{text.hidden_size}, vocabulary {text.vocab_size}"
-        if self.checkpoint:
-            return f"{self.name}: {size}, weights loaded"
-        return f"{self.name}: has no weights; random ones ({size})"
+        loaded, random = f"{size}, weights loaded", f"has no weights; random ones ({size})"
+        return f"{self.name}: {loaded if self.checkpoint else random}"
 
     def source(self) -> Source:
         """The values of the parameters; a checkpoint's raise UserError for NaN and infinity."""
@@ -111,33 +110,25 @@ class ModelFolder:
                 f"the shards were built with, or build them with --model {self.name}"
             )
 
-    def save(self, model: nn.Cell, folder: Path, tokenizer: JanusTokenizer) -> None:
-        """Write `model` as a model folder; the VQ tokenizer, which is no part of it, is copied."""
-        save_model(folder, self.config, self.source(), tokenizer, model.get_parameters())
+    def save(
+        self, model: nn.Cell | None, folder: Path, tokenizer: JanusTokenizer, source: Source | None = None
+    ) -> None:
+        """Write a model folder of the transformers layout: config.json, tokenizer files and weights.
 
+        source: of what is not in `model`, such as the VQ tokenizer; this folder's if None. Asked when written.
+        """
+        from janus.model.janus import visit_parameters
 
-def save_model(
-    folder: Path,
-    config: JanusConfig,
-    source: Source,
-    tokenizer: JanusTokenizer,
-    parameters: Iterable[Parameter] = (),
-) -> None:
-    """Write weights, config.json and tokenizer files of the transformers layout into `folder`.
+        tensors: dict[str, TensorToSave] = {}
+        values = source or self.source()
 
-    source: of every parameter that is not among `parameters`; asked when it is written.
-    """
-    from janus.model.janus import visit_parameters
+        def record(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+            tensors[name] = TensorToSave("F32", shape, lambda: [values(name, shape, kind)])
+            return np.zeros(1, np.float32)
 
-    tensors: dict[str, TensorToSave] = {}
-
-    def record(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-        tensors[name] = TensorToSave("F32", shape, lambda: [source(name, shape, kind)])
-        return np.zeros(1, np.float32)
-
-    visit_parameters(config, record)
-    tensors |= {parameter.name: TensorToSave.of(parameter) for parameter in parameters}
-    _write(folder, to_transformers(config, vars(tokenizer.special)), tensors, tokenizer.folder)
+        visit_parameters(self.config, record)
+        tensors |= {p.name: TensorToSave.of(p) for p in (model.get_parameters() if model is not None else ())}
+        _write(folder, to_transformers(self.config, vars(tokenizer.special)), tensors, tokenizer.folder)
 
 
 def convert(source: ModelFolder, target: Path, layout: str, dtype: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from janus.checkpoint.folder import INIT_SEED, open_model, save_model
+from janus.checkpoint.folder import open_model
 from janus.model.config import VQConfig
 from janus.tokens import JanusTokenizer
 
@@ -37,15 +37,13 @@ LIFT = 8.0
 
 def write_model(folder: Path, tokenizer: Path) -> None:
     """Write the model folder. tokenizer: the folder that is copied and decides the vocabulary."""
-    from janus.model.weights import random_source
-
-    config = open_model("tiny", tokenizer).config
-    random, palette = random_source(INIT_SEED), palette_source(config.vq)
+    model = open_model("tiny", tokenizer)
+    random, palette = model.source(), palette_source(model.config.vq)
 
     def source(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
         return (palette if name.startswith("model.vqmodel.") else random)(name, shape, kind)
 
-    save_model(folder, config, source, JanusTokenizer(tokenizer))
+    model.save(None, folder, JanusTokenizer(tokenizer), source)
 
 
 def palette_source(config: VQConfig) -> Source:
