@@ -115,7 +115,7 @@ class ModelFolder:
     ) -> None:
         """Write a model folder of the transformers layout: config.json, tokenizer files and weights.
 
-        source: of what is not in `model`, such as the VQ tokenizer; this folder's if None. Asked when written.
+        source: of what is not in `model`, such as the VQ tokenizer; this folder's if None. Read when written.
         """
         from janus.model.janus import visit_parameters
 
