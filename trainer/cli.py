@@ -21,21 +21,18 @@ def main() -> None:
     "--config",
     "recipe",
     metavar="FILE|NAME",
-    help="A YAML file of the options below (`learning_rate: 1e-4`), or a shipped recipe: text, vqa, t2i, "
-    "mixed, radiology, sample, demo. Options on the command line override it.",
+    help="A YAML file of the options below, or a shipped recipe: text, vqa, t2i, mixed, radiology, sample, "
+    "demo. Options on the command line override it.",
 )
 @click.option(
-    "--resume",
-    is_flag=True,
-    help="Resume the run in --out from its newest whole checkpoint, with its options.",
+    "--resume", is_flag=True, help="Resume the run in --out, with its options, from its newest checkpoint."
 )
 @click.option(
     "--resume-with",
     "accepted",
     metavar="FIELD",
     multiple=True,
-    help="Accept that this field differs from the resumed run, which changes its numbers; the run records "
-    "it. May be repeated.",
+    help="Accept that this field and so the numbers differ from the resumed run's; recorded. Repeatable.",
 )
 @add_options(TrainConfig, only_given=True)
 def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: Any) -> None:
@@ -65,10 +62,10 @@ def train(recipe: str | None, resume: bool, accepted: tuple[str, ...], **given: 
     show_default="OUT/report/report.html, of several OUT/report/compared.html",
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write a page and PNGs that show how runs went.
+    """Write a page and PNGs that show how runs went; several runs share the charts.
 
     They show training and validation loss, learning rate, gradient norm, rates, padding, waiting and memory.
-    A run in progress is shown up to its last step; several runs share the charts.
+    A run in progress is shown up to its last step.
     """
     from trainer.report.page import progress_line, write_report
 

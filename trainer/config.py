@@ -7,6 +7,7 @@ recipe, a recipe the stage's defaults (`janus/model/stages.py`), and those the d
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,8 @@ from janus.common.options import DEVICE, DTYPE, FILE, FOLDER, MODE, Names, optio
 from janus.device import check_dtype
 from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
-from trainer.stream.mix import counts_per_step, default_batch_size, step_ratio
 
-CONFIG = "config.yaml"
-"""The file of a run that holds its options."""
-
+CONFIG = "config.yaml"  # a run's options
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -77,7 +75,6 @@ class TrainConfig:
         True, "Train the embedding table of generated images too; untrained, it is noise to its aligner."
     )
     model: str = _what("tiny", "Folder, or preset (random weights).", metavar="DIR|PRESET", in_graph=False)
-
     shards: str = _data("data/shards", "Folder of shards.", metavar="DIR")
     sources: tuple[str, ...] = _data((), "Use only samples of these sources.", Names(), shown="all")
     ratio: Mapping[str, int] = _data(
@@ -96,7 +93,6 @@ class TrainConfig:
     )
     max_length: int = _data(1024, "Tokens of a sample, at most: longer ones are refused, never cut.", _SIZE)
     null_prompt_prob: float = _data(0.1, "Share of t2i prompts nulled, for classifier-free guidance.", _DECAY)
-
     steps: int = _step(100, "Optimizer steps.", _SIZE)
     batch_size: int = _step(
         10, "Samples per step, all tasks; a multiple of the ratio's sum.", _SIZE, shown="smallest from 8 on"
@@ -118,18 +114,14 @@ class TrainConfig:
     weight_decay: float = _step(0.0, "AdamW's decoupled weight decay.", click.FloatRange(min=0))
     clip_norm: float = _step(1.0, "Clip the gradient to this global norm.", _ABOVE_ZERO)
     skip_nonfinite: int = _step(0, "Non-finite steps to discard; one more stops the run.", _COUNT)
-
     out: str = _run("", "Folder of the run.", metavar="DIR", shown="outputs/TASK-001, the next free number")
     seed: int = _run(0, "Seed of the order of samples and the choice of nulled prompts.", _COUNT)
     save_every: int = _run(500, "Steps between checkpoints; 0: only after the last step.", _COUNT)
     keep: int = _run(3, "Keep this many checkpoints, the newest.", _SIZE)
     log_every: int = _run(1, "Steps between log lines.", _SIZE)
     tensorboard: bool = _run(False, "Write TensorBoard event files as well as metrics.jsonl.")
-    eval_every: int = _run(
-        0, "Steps between evaluations; 0: only validation losses, before and after.", _COUNT
-    )
+    eval_every: int = _run(0, "Steps between evaluations; 0: only losses, before and after.", _COUNT)
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
-
     mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers up to rounding.", MODE)
     device: str = _compute("auto", "Where to compute.", DEVICE)
     dtype: str = _compute("float32", "Compute type (bfloat16: Ascend only); weights stay float32.", DTYPE)
@@ -181,10 +173,7 @@ class EvalConfig:
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """The values of a YAML file, or of a shipped recipe by its name.
-
-    Raises UserError naming file and field, or the shipped recipes if there is no such file.
-    """
+    """The values of a YAML file, or of a shipped recipe by its name. UserError names file and field."""
     for path in (Path(name_or_path), RECIPES / f"{name_or_path}.yaml"):
         if path.is_file():
             return read_options(path, TrainConfig)
@@ -202,15 +191,41 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
     warmup_steps = min(stage.warmup_steps, given.get("steps", TrainConfig.steps) // 10)
     defaults = {"learning_rate": stage.learning_rate, "ratio": stage.ratio, "warmup_steps": warmup_steps}
     config = TrainConfig(**{**defaults, **given})
-    if "batch_size" not in given:
-        ratio = step_ratio(config.task, config.ratio, config.samples)
-        config = replace(config, batch_size=default_batch_size(ratio))
+    if "batch_size" not in given:  # the smallest from 8 on
+        total = sum(step_ratio(config.task, config.ratio, config.samples).values())
+        config = replace(config, batch_size=-(-8 // total) * total)
     counts = config.counts  # raises where the batch cannot hold the ratio
     if config.task != "mixed" and config.samples.get(config.task) == 0:
         raise UserError(f"samples: {config.task}=0 leaves nothing to train on")
     if config.stage == 1 and "text" in counts:
-        raise UserError(
-            "stage: 1 trains nothing that text passes through; leave text out (--ratio 1:0:3) or use another"
-        )
+        remedy = "leave text out (--ratio 1:0:3) or use another"
+        raise UserError(f"stage: 1 trains nothing that text passes through; {remedy}")
     check_dtype(config.dtype, config.device)
     return config
+
+
+def step_ratio(task: str, ratio: Mapping[str, int], samples: Mapping[str, int]) -> dict[str, int]:
+    """Samples per task in the smallest exact step, without tasks that have none; UserError if there are none.
+
+    Fixed numbers of samples decide the ratio, so that each is seen equally often.
+    """
+    if task != "mixed":
+        return {task: 1}
+    chosen = samples or ratio
+    parts = {name: chosen[name] for name in TASK_ORDER if chosen.get(name, 0)}
+    if not parts:
+        raise UserError("ratio: every task has 0; give at least one task a share, for example 5:1:4")
+    shared = gcd(*parts.values())
+    return {name: part // shared for name, part in parts.items()}
+
+
+def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]:
+    """Samples of each task in every step. UserError with sizes that hold the ratio if this one does not."""
+    total = sum(ratio.values())
+    if batch_size % total:
+        below, written = batch_size // total * total, ":".join(str(ratio.get(task, 0)) for task in TASK_ORDER)
+        use = " or ".join(str(size) for size in (below, below + total) if size)
+        raise UserError(
+            f"batch_size: {batch_size} samples cannot be {written} (vqa:text:t2i) exactly; use {use}"
+        )
+    return {task: part * batch_size // total for task, part in ratio.items()}

@@ -20,15 +20,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from trainer.config import TrainConfig
 
-Buffers = Sequence[tuple[Parameter, Parameter]]
-"""Trained weights, each with the buffer in which its gradient is summed."""
+Buffers = Sequence[tuple[Parameter, Parameter]]  # trained weights, each with the sum of its gradients
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step `step` (1 is the first): linear warm-up, then constant, cosine or linear decay.
 
-    Warm-up reaches the peak at step `warmup_steps`. Every step has an effect: the first rate is above zero,
-    and a decay reaches zero one step after the last.
+    The peak is at step `warmup_steps`. The first rate is above zero; a decay ends one step after the last.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if step <= warmup:
@@ -55,7 +53,6 @@ class AdamW:
     def __init__(
         self, trained: Buffers, numbers: Parameter, config: TrainConfig, to_graph: Callable[..., Any]
     ) -> None:
-        """numbers: emptied with the gradients. to_graph: makes a function of a Cell and its name."""
         self._config, self._step = config, 0
         update = _Update(trained, numbers, config)
         self._moments = (*update.m, *update.v)
@@ -73,7 +70,6 @@ class AdamW:
         return {"step": Tensor([self._step], ms.int64)} | {p.name: p for p in self._moments}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
         self._step = int(tensors["step"].asnumpy()[0])
         for parameter in self._moments:
             # Not set_data: a graph that has run goes on reading the old memory.
@@ -92,7 +88,6 @@ class _Update(nn.Cell):
         self.adamw = ops.AdamWeightDecay()
 
     def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor) -> Tensor:
-        """Apply the gradients times `clip` at `rate`; gives the emptied numbers."""
         for i in range(len(self.p)):
             g = self.g[i] * clip
             self.adamw(self.p[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps, decay, g)
@@ -103,8 +98,5 @@ class _Update(nn.Cell):
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:
     """Parameters `PREFIX.NAME` of zeros, float32, in the weights' shapes."""
-    zeros = [Tensor.from_numpy(np.zeros(weight.shape, np.float32)) for weight in weights]
-    return [
-        Parameter(values, name=f"{prefix}.{weight.name}", requires_grad=False)
-        for values, weight in zip(zeros, weights, strict=True)
-    ]
+    zeros = {f"{prefix}.{w.name}": Tensor.from_numpy(np.zeros(w.shape, np.float32)) for w in weights}
+    return [Parameter(values, name=name, requires_grad=False) for name, values in zeros.items()]

@@ -1,7 +1,7 @@
 """The compiled step: a graph per task (forward, backward, add up), then `measure` and `update`.
 
 `measure` gives summed losses and gradient norm. The host reads these four numbers before `update` applies the
-gradients (clipping, AdamW) or they are discarded.
+gradients (clipping, AdamW) or they are discarded: one launch more a step, while the next data are made.
 """
 
 # Shapes: see trainer/stream/shapes.py for a batch's arrays.
@@ -28,8 +28,8 @@ from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.feed import StepData
 from trainer.stream.shapes import Batch
 
-NUMBERS = {"text": 0, "vqa": 1, "t2i": 2, "grad_norm": 3}
-"""Places of the tasks' summed losses and the gradient norm in the tensor that the host reads."""
+NUMBERS = ("text", "vqa", "t2i", "grad_norm")
+"""The tensor that the host reads: the tasks' summed losses and the gradient norm."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,11 @@ class _Accumulate(nn.Cell):
     """Forward and backward of one task's micro-batch, added to the buffers."""
 
     def __init__(self, loss: TaskLoss, trained: Mapping[str, Parameter], numbers: Parameter) -> None:
-        """trained: gradient buffers by the names of their weights."""
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss, self.numbers = loss, numbers
         self.buffers = ParameterTuple([trained[p.name] for p in weights])
-        self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[loss.task]])
+        self.place = Tensor(np.array([name == loss.task for name in NUMBERS], np.float32))
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)
 
     def _scaled(self, scale: Tensor, *arrays: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,6 @@ class _Accumulate(nn.Cell):
         return loss_sum * scale, loss_sum
 
     def construct(self, scale: Tensor, *arrays: Tensor) -> Tensor:
-        """Add up gradients and summed loss; returns the running numbers."""
         (_, loss_sum), gradients = self.gradients(scale, *arrays)
         for i in range(len(self.buffers)):
             ops.assign_add(self.buffers[i], gradients[i])
@@ -76,10 +74,9 @@ class _Measure(nn.Cell):
         super().__init__(auto_prefix=False)
         self.buffers, self.numbers = ParameterTuple(buffers), numbers
         self.sum_of_squares = body().SumOfSquares()
-        self.norm_place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS["grad_norm"]])
+        self.norm_place = Tensor(np.array([name == "grad_norm" for name in NUMBERS], np.float32))
 
     def construct(self) -> Tensor:
-        """Numbers as `NUMBERS` places them; nothing is changed."""
         squares = 0.0
         for i in range(len(self.buffers)):
             squares = squares + self.sum_of_squares(self.buffers[i])
@@ -104,7 +101,7 @@ class TrainStep:
         trained = list(zip(weights, zeros_like(weights, "gradient"), strict=True))
         self.trained = {weight.name: gradient for weight, gradient in trained}
         numbers = self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
-        graph = self._to_graph
+        graph: Callable[..., Any] = self.graphs.compile if config.mode == "graph" else lambda cell, name: cell
         self.optimizer = AdamW(trained, numbers, config, graph)
         self._measure = graph(_Measure(list(self.trained.values()), numbers), "measure")
         self._evaluate = {t: graph(TokenScores(loss), f"evaluate {t}") for t, loss in losses.items()}
@@ -117,9 +114,6 @@ class TrainStep:
     def _begin(self) -> None:
         self._supervised: Counter[str] = Counter()
         self._norm: float | None = None
-
-    def _to_graph(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
-        return cell if self._config.mode == "pynative" else self.graphs.compile(cell, name)
 
     def flops(self, task: str, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
@@ -143,12 +137,11 @@ class TrainStep:
         """Losses and gradient norm of all micro-batches since the last step; waits for the device.
 
         Then the caller decides to `apply` or `discard`: weights never meet a gradient that is not finite.
-        That costs a read of four floats and one launch a step; the next data are ready by then.
         """
-        numbers = self._measure().asnumpy()
-        self._norm = norm = float(numbers[NUMBERS["grad_norm"]])
-        loss_sum = {task: float(numbers[NUMBERS[task]]) for task in self._supervised}
-        return StepNumbers(loss_sum, dict(self._supervised), norm)
+        numbers = dict(zip(NUMBERS, self._measure().asnumpy().tolist(), strict=True))
+        self._norm = numbers["grad_norm"]
+        losses = {task: numbers[task] for task in self._supervised}
+        return StepNumbers(losses, dict(self._supervised), numbers["grad_norm"])
 
     def apply(self, rate: float) -> None:
         """Clip by the norm that `measure` gave, apply AdamW, empty the buffers; does not wait."""
@@ -159,8 +152,8 @@ class TrainStep:
 
     def discard(self) -> None:
         """Empty the buffers; weights, moments and step count stay."""
-        for parameter in (*self.trained.values(), self._numbers):
-            ops.assign(parameter, ops.zeros_like(parameter))
+        for p in (*self.trained.values(), self._numbers):
+            ops.assign(p, ops.zeros_like(p))
         self._begin()
 
     def wait(self) -> None:

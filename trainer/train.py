@@ -4,17 +4,20 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+
+from mindone.safetensors.mindspore import load_file
 
 from janus.common.errors import UserError
 from janus.common.files import FULL
-from trainer.config import TrainConfig
+from trainer.config import CONFIG, TrainConfig
 from trainer.evaluate.answers import Probe
 from trainer.evaluate.scores import mean_scores
 from trainer.optimizer import learning_rate
-from trainer.report.log import RunLog, require_tensorboard
+from trainer.report.log import RunLog
 from trainer.report.meters import StepRecord
-from trainer.run.checkpoint import remove_old, save_checkpoint
+from trainer.run.checkpoint import OPTIMIZER, remove_old, save_checkpoint
 from trainer.run.ledger import Ledger
 from trainer.run.nonfinite import Skips
 from trainer.run.open import Run, describe_data, describe_network, open_run, write_config
@@ -30,8 +33,8 @@ def train(config: TrainConfig, stop: StopSignals, resume: bool, accepted: Collec
     are not finite and files that cannot be read or written.
     """
     began = time.perf_counter()
-    if config.tensorboard:
-        require_tensorboard()
+    if config.tensorboard and find_spec("tensorboardX") is None:
+        raise UserError("--tensorboard: tensorboardX is not installed; pip install tensorboardX, or drop it")
     with ExitStack() as lock:
         run = open_run(config, lock, resume, accepted)
         try:
@@ -40,7 +43,8 @@ def train(config: TrainConfig, stop: StopSignals, resume: bool, accepted: Collec
                 _train(run, log, stop, began)
         except OSError as error:
             cause = "the disk is full" if error.errno in FULL else "a file cannot be read or written"
-            raise UserError(f"{run.out}: {cause} ({error}); fix that, then --resume") from None
+            remedy = "--resume" if (run.out / CONFIG).is_file() else "start the run again"
+            raise UserError(f"{run.out}: {cause} ({error}); fix that, then {remedy}") from None
 
 
 def _train(run: Run, log: RunLog, stop: StopSignals, began: float) -> None:
@@ -66,7 +70,7 @@ class _Training:
         self._run, self._log, self._model = run, log, run.folder.build()
         self._network = TrainStep(self._model, run.feed.shapes, run.config)
         if run.checkpoint:
-            self._network.optimizer.load_state(run.checkpoint.optimizer())
+            self._network.optimizer.load_state(load_file(run.checkpoint.folder / OPTIMIZER))
         self._probe = Probe(run, self._model) if run.config.eval_every else None
         self._ledger = Ledger(run.out, run.steps_done)
         self._skips = Skips(run.out, run.config.skip_nonfinite, run.state.skipped)
@@ -89,7 +93,6 @@ class _Training:
                 note = self._skips.add(step, data, numbers, self._model.get_parameters())
                 network.discard()
                 self._log.note("skipped", *note)
-
             last, stopping = step == config.steps, stop.received is not None
             validating = last or _due(step, config.eval_every)
             saving = last or stopping or _due(step, config.save_every)
@@ -111,29 +114,27 @@ class _Training:
             task: mean_scores([evaluate(task, batch) for batch in feed.validation_batches(task)])
             for task in feed.validation
         }
-        if not means:
-            return
-        losses = {task: mean["loss"] for task, mean in means.items()}
-        self._log.validation({"step": step, "loss_per_task": losses, "seconds": time.perf_counter() - began})
-        if self._probe is None:
-            return
-        began = time.perf_counter()
-        metrics = {"vqa": self._probe.metrics()}
-        metrics["t2i"] = {"token_accuracy": means["t2i"]["token_accuracy"]} if "t2i" in means else {}
-        if metrics := {task: figures for task, figures in metrics.items() if figures}:
-            self._log.evaluation({"step": step, "metrics": metrics, "seconds": time.perf_counter() - began})
+        if means:
+            losses = {task: mean["loss"] for task, mean in means.items()}
+            seconds = time.perf_counter() - began
+            self._log.validation({"step": step, "loss_per_task": losses, "seconds": seconds})
+        if means and self._probe:
+            began = time.perf_counter()
+            metrics = {"vqa": self._probe.metrics()} if "vqa" in means else {}
+            if "t2i" in means:
+                metrics["t2i"] = {"token_accuracy": means["t2i"]["token_accuracy"]}
+            if metrics:
+                seconds = time.perf_counter() - began
+                self._log.evaluation({"step": step, "metrics": metrics, "seconds": seconds})
 
     def _save(self, step: int) -> Path:
         """Save; ledger and metrics first: they hold what the checkpoint says was done."""
         run = self._run
         self._ledger.save()
         self._log.sync()
+        optimizer, state = self._network.optimizer.state(), replace(run.state, skipped=self._skips.steps)
         saved = save_checkpoint(
-            run.out,
-            step,
-            lambda folder: run.folder.save(self._model, folder, run.tokenizer),
-            self._network.optimizer.state(),
-            replace(run.state, skipped=self._skips.steps),
+            run.out, step, lambda to: run.folder.save(self._model, to, run.tokenizer), optimizer, state
         )
         remove_old(run.out, run.config.keep, run.checkpoint.folder if run.checkpoint else None)
         self._log.say(f"saved {saved}")

@@ -52,8 +52,17 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(work: Pa
     assert left_behind(out, STEPS) == left_behind(whole, STEPS)
 
 
-@pytest.mark.parametrize(("name", "make"), [("ledger", Path.touch), ("metrics.jsonl", Path.mkdir)])
-def test_what_is_in_the_way_of_a_run_is_one_line(work: Path, name: str, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("name", "make", "remedy"),
+    [
+        ("ledger", Path.touch, "--resume"),
+        ("metrics.jsonl", Path.mkdir, "--resume"),
+        (".tmp-config.yaml.part", Path.mkdir, "start the run again"),  # nothing to resume without config.yaml
+    ],
+)
+def test_what_is_in_the_way_of_a_run_is_one_line(
+    work: Path, name: str, make: Callable[[Path], None], remedy: str
+) -> None:
     out = work / f"blocked by {name}"
     out.mkdir()
     make(out / name)
@@ -61,6 +70,7 @@ def test_what_is_in_the_way_of_a_run_is_one_line(work: Path, name: str, make: Ca
     assert code == 2, output
     (line,) = [line for line in output.splitlines() if line.startswith("Error")]
     assert name in line.partition("cannot be read or written (")[2]
+    assert line.endswith(f"; fix that, then {remedy}")
 
 
 def test_a_file_that_may_not_grow_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from janus.prompts import PromptRow, encode_samples, unconditional
 from janus.tokens import IGNORE
 from shards.schema import RowBlock, Sample
 from trainer.stream.collate import collate, without_prompts
-from trainer.stream.mix import cut
-from trainer.stream.plan import Plan, sample_weights
+from trainer.stream.plan import Plan, cut, sample_weights
 from trainer.stream.shapes import Batch, BatchShape, ImageShape, cheapest_rows, fullest_row, pack, shape_for
 
 SIDE, TOKENS, CODES = 8, 4, 50

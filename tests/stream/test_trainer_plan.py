@@ -11,8 +11,8 @@ from trainer_shards import realistic_lengths
 
 from janus.common.errors import UserError
 from janus.prompts import TASK_ORDER
-from trainer.stream.mix import counts_per_step, cut, default_batch_size, step_ratio
-from trainer.stream.plan import ALIKE, Plan, by_hash, deal, level, null_prompt, random_words
+from trainer.config import counts_per_step, resolve, step_ratio
+from trainer.stream.plan import ALIKE, Plan, by_hash, cut, deal, level, null_prompt, random_words
 
 RATIOS = st.tuples(*[st.integers(0, 6)] * 3).filter(any)
 
@@ -30,8 +30,7 @@ def test_counts_hold_the_ratio_exactly(ratio: tuple[int, ...], times: int) -> No
 def test_a_batch_that_cannot_hold_the_ratio_says_which_could() -> None:
     with pytest.raises(UserError, match=r"12 samples .* 5:1:4 \(vqa:text:t2i\) .* use 10 or 20"):
         counts_per_step({"vqa": 5, "text": 1, "t2i": 4}, 12)
-    assert default_batch_size({"vqa": 1, "t2i": 3}) == 8
-    assert default_batch_size({"vqa": 5, "text": 1, "t2i": 4}) == 10
+    assert [resolve({"ratio": ratio}).batch_size for ratio in ({"vqa": 1, "t2i": 3}, {"vqa": 9})] == [8, 8]
 
 
 def test_fixed_samples_give_the_ratio_and_a_single_task_is_alone() -> None:

@@ -6,22 +6,17 @@ all others *open*, as for VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251),
 questions that name their choices count as open here.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from janus.generate.generate import Generator, Prompt
+from janus.model.janus import Janus
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer
 from shards.schema import Sample
-
-if TYPE_CHECKING:
-    from janus.model.janus import Janus
-    from trainer.run.open import Run
+from trainer.run.open import Run
 
 CLOSED = ("yes", "no")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -37,7 +32,6 @@ def normalise(answer: str) -> str:
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether the two are the same once normalised."""
     return normalise(prediction) == normalise(answer)
 
 
@@ -46,21 +40,22 @@ def token_f1(prediction: str, answer: str) -> float:
     predicted, wanted = normalise(prediction).split(), normalise(answer).split()
     if not predicted or not wanted:
         return float(predicted == wanted)
-    common = sum((Counter(predicted) & Counter(wanted)).values())
+    common = (Counter(predicted) & Counter(wanted)).total()
     return 2 * common / (len(predicted) + len(wanted))
 
 
 def answer_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """exact_match, f1 and number of all, `closed_` and `open_` questions; of no questions only the number."""
-    pairs = list(zip(predictions, answers, strict=True))
-    closed = [pair for pair in pairs if normalise(pair[1]) in CLOSED]
-    opened = [pair for pair in pairs if normalise(pair[1]) not in CLOSED]
+    kinds: dict[str, list[tuple[str, str]]] = {"": [], "closed_": [], "open_": []}
+    for pair in zip(predictions, answers, strict=True):
+        kinds[""].append(pair)
+        kinds["closed_" if normalise(pair[1]) in CLOSED else "open_"].append(pair)
     metrics: dict[str, float] = {}
-    for kind, questions in (("", pairs), ("closed_", closed), ("open_", opened)):
-        if questions:
-            metrics[f"{kind}exact_match"] = sum(exact_match(*pair) for pair in questions) / len(questions)
-            metrics[f"{kind}f1"] = sum(token_f1(*pair) for pair in questions) / len(questions)
-        metrics[f"{kind}questions"] = len(questions)
+    for kind, pairs in kinds.items():
+        if pairs:
+            metrics[f"{kind}exact_match"] = sum(exact_match(*pair) for pair in pairs) / len(pairs)
+            metrics[f"{kind}f1"] = sum(token_f1(*pair) for pair in pairs) / len(pairs)
+        metrics[f"{kind}questions"] = len(pairs)
     return metrics
 
 
@@ -97,9 +92,7 @@ class Probe:
         self._generator = Generator(model, run.tokenizer.special, BATCH, run.config.mode)
 
     def metrics(self) -> dict[str, float]:
-        """exact_match, f1 and the number of questions; empty without held-out questions."""
-        if not self._samples:
-            return {}
+        """exact_match, f1 and the number of questions; only for a run with held-out questions."""
         predictions = generate_answers(self._generator, self._tokenizer, self._samples, MAX_TOKENS)
         figures = answer_metrics(predictions, [sample.answer for sample in self._samples])
         return {name: figures[name] for name in ("exact_match", "f1", "questions")}

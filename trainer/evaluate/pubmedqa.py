@@ -35,10 +35,9 @@ def decision_metrics(predictions: Sequence[str], answers: Sequence[str]) -> dict
 
 @dataclass(frozen=True)
 class PubmedQuestions:
-    """The listed questions that the shards hold, in any split, each with its right answer.
+    """The questions that the shards hold, in any split, of the `listed` ones, each with its right answer.
 
-    candidates: for each question one sample per decision, in the order of DECISIONS. listed: how many the
-    list names.
+    candidates: for each question one sample per decision, in the order of DECISIONS.
     """
 
     questions: list[Sample]
@@ -58,13 +57,12 @@ class PubmedQuestions:
         predictions = [DECISIONS[i] for i in nll_QD.argmin(1)]
         answers = [question.answer for question in self.questions]
         unseen = [i for i, question in enumerate(self.questions) if question.split != "train"]
-        in_train = len(self.questions) - len(unseen)
+        in_train, always = len(answers) - len(unseen), commonest(answers)
         metrics = decision_metrics(predictions, answers)
-        metrics |= {"samples": len(self.questions), "asked": self.listed, "in_train": in_train}
+        metrics |= {"samples": len(answers), "asked": self.listed, "in_train": in_train}
         if unseen and in_train:
             figures = decision_metrics([predictions[i] for i in unseen], [answers[i] for i in unseen])
             metrics |= {f"unseen_{name}": value for name, value in figures.items()}
-        always = commonest(answers)
         figures = decision_metrics([always] * len(answers), answers)
         metrics |= {f"baseline_{name}": value for name, value in figures.items()}
         share_Q = 1 / np.exp(nll_QD.min(1, keepdims=True) - nll_QD).sum(1)  # of the likeliest
@@ -82,9 +80,8 @@ def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> P
         if decision not in DECISIONS:
             raise UserError(f"{path}: {pubid}: {decision!r} is none of {', '.join(DECISIONS)}")
     questions = []
-    for split, task in shards.splits_tasks():
-        rows = shards.rows(split, task)
-        for index, sample_id in enumerate(rows.column("sample_id").to_pylist() if task == "text" else ()):
+    for rows in (shards.rows(split, task) for split, task in shards.splits_tasks() if task == "text"):
+        for index, sample_id in enumerate(rows.column("sample_id").to_pylist()):
             source, _, pubid = sample_id.partition("/")
             if source == SOURCE and pubid in decisions:
                 questions.append(replace(rows.read(index), answer=decisions[pubid]))

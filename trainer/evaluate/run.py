@@ -10,31 +10,28 @@
 - `SPLIT-pictures.png`: held-out pictures, decoded from their codes, above those drawn for their captions.
 """
 
-from __future__ import annotations
-
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 import pyarrow as pa
+from pyarrow import feather
 
 from janus import device
-from janus.checkpoint.folder import ModelFolder, open_model
+from janus.checkpoint.folder import open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import write_file, write_text
 from janus.generate.generate import Generator, Sampling
 from janus.generate.pictures import save_picture, vq_decoder
+from janus.model.janus import Janus
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer
 from shards.check import open_verified
 from shards.manifest import TOKENIZER
-from shards.read import ShardSet
 from shards.schema import Sample
 from trainer.config import EvalConfig
 from trainer.evaluate.answers import answer_metrics, commonest, exact_match, generate_answers, token_f1
@@ -44,41 +41,38 @@ from trainer.run.open import check_model
 from trainer.stream.feed import select_rows
 from trainer.stream.shapes import ImageShape
 
-if TYPE_CHECKING:
-    from janus.model.janus import Janus
-
+_TEXTS = ("sample_id", "part", "task", "split", "source", "prompt", "answer", "prediction")
 PREDICTIONS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("part", pa.string()),  # text, vqa, t2i or pubmedqa
-        ("task", pa.string()),
-        ("split", pa.string()),
-        ("source", pa.string()),
-        ("prompt", pa.string()),
-        ("answer", pa.string()),
-        ("prediction", pa.string()),  # null where nothing is predicted but the next token
-        ("correct", pa.bool_()),  # null likewise
-        # vqa: token F1; pubmedqa: share of the likeliest answer; else token accuracy
-        ("score", pa.float64()),
-        ("nll", pa.float64()),  # −log p of the right answer: per token; pubmedqa: of the whole
-    ]
+    {**dict.fromkeys(_TEXTS, pa.string()), "correct": pa.bool_(), "score": pa.float64(), "nll": pa.float64()}
 )
+"""prediction, correct: null where only the next token is predicted. score: token F1 of a vqa answer, share of
+the likeliest pubmedqa answer, else token accuracy. nll: −log p per target; for pubmedqa of the answer."""
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Evaluate as configured; returns the JSON file. Raises UserError for what does not fit together."""
+    """Evaluate as configured; returns the JSON file. Raises UserError for what does not fit together.
+
+    Each file is written by an atomic write, the JSON last.
+    """
     began = time.perf_counter()
-    evaluation = _Evaluation.open(config)
+    evaluation = _Evaluation(config)
     click.echo(f"model: {evaluation.folder.description}")
     device.use(config.device)
     model = evaluation.folder.build()
     for task, samples in evaluation.samples.items():
         evaluation.add(task, samples, model)
-    picture = evaluation.draw(model) if config.pictures and evaluation.samples.get("t2i") else None
-    metrics = evaluation.metrics
+    folder, metrics = config.out / "eval", evaluation.metrics
+    folder.mkdir(parents=True, exist_ok=True)
+    path, pictures = folder / f"{config.split}.json", folder / f"{config.split}-pictures.png"
+    drawn = config.pictures and evaluation.samples.get("t2i")
+    if drawn:
+        save_picture(pictures, *evaluation.draw(model))
+    table = pa.Table.from_pylist(evaluation.rows, PREDICTIONS)
+    write_file(path.with_suffix(".arrow"), lambda tmp: feather.write_feather(table, tmp, "uncompressed"))
     result: dict[str, Any] = {"model": config.model, "shards": str(config.shards), "split": config.split}
     result |= {"seconds": time.perf_counter() - began, "metrics": metrics, "baseline": evaluation.baseline}
-    path = write_results(config.out / "eval", config.split, result, evaluation.rows, picture)
+    result["pictures"] = pictures.name if drawn else None
+    write_text(path, json.dumps(result, indent=2, sort_keys=True) + "\n")
     for part, figures in metrics.items():
         shown = (f"{name} {x:,}" if isinstance(x, int) else f"{name} {x:.4g}" for name, x in figures.items())
         click.echo(f"{part}: {', '.join(shown)}")
@@ -86,40 +80,29 @@ def evaluate(config: EvalConfig) -> Path:
     return path
 
 
-@dataclass
 class _Evaluation:
-    """Opened and checked inputs, and the results so far.
+    """Opened and checked inputs, and the results so far: `metrics` and `baseline` by part, `rows`."""
 
-    samples: the split's, by task. metrics, baseline: by part. rows: of PREDICTIONS.
-    """
-
-    config: EvalConfig
-    shards: ShardSet
-    folder: ModelFolder
-    tokenizer: JanusTokenizer
-    samples: dict[str, list[Sample]]
-    pubmed: PubmedQuestions | None = None
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    baseline: dict[str, str] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def open(cls, config: EvalConfig) -> _Evaluation:
-        shards = open_verified(config.shards)
-        tokenizer = JanusTokenizer((shards.folder / TOKENIZER).parent)
-        folder = open_model(config.model, tokenizer.folder)
-        tasks = [task for split, task in shards.splits_tasks() if split == config.split]
+    def __init__(self, config: EvalConfig) -> None:
+        self.config, self.shards = config, open_verified(config.shards)
+        self.tokenizer = JanusTokenizer((self.shards.folder / TOKENIZER).parent)
+        self.folder = open_model(config.model, self.tokenizer.folder)
+        tasks = [task for split, task in self.shards.splits_tasks() if split == config.split]
         if not tasks:
-            found = ", ".join(sorted({split for split, _ in shards.splits_tasks()}))
-            raise UserError(f"--split {config.split}: {shards.folder} has no such rows, only {found}")
-        check_model(config.model, tasks, folder, shards, tokenizer)
-        selected = {task: select_rows(shards.rows(config.split, task), (), config.samples) for task in tasks}
-        samples = {task: [rows.read(i) for i in range(len(rows))] for task, rows in selected.items()}
-        evaluation = cls(config, shards, folder, tokenizer, samples)
+            found = ", ".join(sorted({split for split, _ in self.shards.splits_tasks()}))
+            raise UserError(f"--split {config.split}: {self.shards.folder} has no such rows, only {found}")
+        check_model(config.model, tasks, self.folder, self.shards, self.tokenizer)
+        self.samples: dict[str, list[Sample]] = {}
+        for task in tasks:
+            rows = select_rows(self.shards.rows(config.split, task), (), config.samples)
+            self.samples[task] = [rows.read(i) for i in range(len(rows))]
+        self.pubmed: PubmedQuestions | None = None
         if config.pubmedqa_test:
-            evaluation.pubmed = find_questions(shards, config.pubmedqa_test, tokenizer)
-            samples.setdefault("text", [])
-        return evaluation
+            self.pubmed = find_questions(self.shards, config.pubmedqa_test, self.tokenizer)
+            self.samples.setdefault("text", [])
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.baseline: dict[str, str] = {}
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, task: str, samples: list[Sample], model: Janus) -> None:
         """Score one task's samples; with text, PubMedQA's candidate answers go through the same graph."""
@@ -131,7 +114,7 @@ class _Evaluation:
             self.metrics[task] = {"samples": len(samples), **mean_scores(scores[: len(samples)])}
         if samples and task == "vqa":
             self._add_answers(samples, scores, model)
-        elif samples:
+        else:
             self.rows += [
                 prediction_row(sample, task, score.nll / score.targets, score.hits / score.targets)
                 for sample, score in zip(samples, scores, strict=False)
@@ -149,10 +132,9 @@ class _Evaluation:
             predictions = generate_answers(generator, self.tokenizer, samples, config.max_tokens, advance)
         self.metrics["vqa"] |= answer_metrics(predictions, answers)
         if ("train", "vqa") in self.shards.splits_tasks():
-            always = commonest(self.shards.rows("train", "vqa").column("answer").to_pylist())
+            always = self.baseline["vqa"] = commonest(self.shards.rows("train", "vqa").column("answer").to_pylist())
             figures = answer_metrics([always] * len(samples), answers)
             figures = {f"baseline_{name}": x for name, x in figures.items() if "questions" not in name}
-            self.baseline["vqa"] = always
             self.metrics["vqa"] |= figures
         for sample, score, text in zip(samples, scores, predictions, strict=True):
             f1, nll = token_f1(text, sample.answer), score.nll / score.targets
@@ -179,30 +161,6 @@ def prediction_row(
     sample: Sample, part: str, nll: float, score: float, prediction: str | None = None
 ) -> dict[str, Any]:
     """One row of PREDICTIONS."""
-    names = ("sample_id", "task", "split", "source", "prompt", "answer")
     correct = None if prediction is None else exact_match(prediction, sample.answer)
     figures = {"part": part, "nll": nll, "score": score, "prediction": prediction, "correct": correct}
-    return {name: getattr(sample, name) for name in names} | figures
-
-
-def write_results(
-    folder: Path,
-    name: str,
-    result: Mapping[str, Any],
-    rows: Sequence[dict[str, Any]],
-    picture: tuple[np.ndarray, Mapping[str, object]] | None,
-) -> Path:
-    """Write all files, each by an atomic write and `name`.json last; returns the JSON's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {**result, "pictures": f"{name}-pictures.png" if picture else None}
-    if picture:
-        save_picture(folder / f"{name}-pictures.png", *picture)
-
-    def write_arrow(tmp: Path) -> None:
-        with pa.OSFile(str(tmp), "wb") as file, pa.ipc.new_file(file, PREDICTIONS) as writer:
-            writer.write_table(pa.Table.from_pylist(list(rows), PREDICTIONS))
-
-    write_file(folder / f"{name}.arrow", write_arrow)
-    path = folder / f"{name}.json"
-    write_text(path, json.dumps(figures, indent=2, sort_keys=True) + "\n")
-    return path
+    return {name: getattr(sample, name, None) for name in _TEXTS} | figures

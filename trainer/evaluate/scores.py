@@ -3,22 +3,21 @@
 Shapes: see trainer/stream/shapes.py for a batch's arrays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from mindspore import Tensor
 
+from janus.common.graph_cache import network_graphs
+from janus.model.janus import Janus
+from janus.model.loss import TaskLoss, TokenScores
 from janus.tokens import SpecialTokens
 from shards.schema import RowBlock, Sample
 from trainer.stream.collate import collate
 from trainer.stream.plan import deal, random_words, sample_weights
 from trainer.stream.shapes import Batch, ImageShape, in_micro_batches, shape_for
-
-if TYPE_CHECKING:
-    from janus.model.janus import Janus
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,9 @@ class Score:
 
 def mean_scores(scores: Sequence[Score]) -> dict[str, float]:
     """loss (−log p per target), token_accuracy, and the number of targets as `tokens`."""
-    targets = sum(score.targets for score in scores)
-    nll, hits = sum(score.nll for score in scores), sum(score.hits for score in scores)
+    nll, hits, targets = (
+        sum(getattr(score, name) for score in scores) for name in ("nll", "hits", "targets")
+    )
     return {"loss": nll / targets, "token_accuracy": hits / targets, "tokens": targets}
 
 
@@ -44,27 +44,21 @@ def score_batch(
 
     token_scores: a task's `TokenScores`, compiled or not. targets: how many each sample has.
     """
-    from mindspore import Tensor
-
     nll_N, hits_N = (tensor.asnumpy() for tensor in token_scores(*map(Tensor, batch.inputs)))
     scores, start = [], 0
     for count in targets if targets is not None else [batch.supervised]:
-        own = slice(start, start + count)
+        own = slice(start, start := start + count)
         scores.append(Score(float(nll_N[own].sum()), int(hits_N[own].sum()), count))
-        start += count
     return scores
 
 
 def score_samples(
     model: Janus, task: str, samples: Sequence[Sample], size: int, image: ImageShape, special: SpecialTokens
 ) -> list[Score]:
-    """The score of each sample, in order, through one graph of static shape; test samples are allowed.
+    """The score of each sample, in order, through one graph; test samples are allowed.
 
     size: samples per batch, dealt so that batches weigh nearly the same.
     """
-    from janus.common.graph_cache import network_graphs
-    from janus.model.loss import TaskLoss, TokenScores
-
     token_scores = network_graphs(model.config).compile(TokenScores(TaskLoss(model, task)), f"score {task}")
     size = min(size, len(samples))
     tokens = np.array([len(sample.input_ids) for sample in samples])

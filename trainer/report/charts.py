@@ -3,27 +3,25 @@
 A chart is one PNG on a light ground of its own, so that it is legible on light and dark pages alike.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from janus.prompts import TASK_ORDER
 from trainer.report.records import History
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 GROUND, INK, MUTED, GRID = "#fbfbf9", "#1c2127", "#5a636e", "#e6e6e1"
 RUN_COLORS = ("#1f5fbf", "#b4520f", "#0f7466", "#8a3ea8", "#a3262a", "#6b6a10")
 """One for each run in turn; `report.css` repeats these and GROUND."""
 
-SMOOTH_FROM = 60
-"""A curve with this many points is smoothed, with the points themselves faintly behind it."""
+SMOOTH_FROM = 60  # a curve with this many points is smoothed, the points themselves faintly behind it
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,14 @@ def charts(runs: Sequence[History]) -> Iterator[Chart]:
 
 def _lines(runs: Sequence[History], kind: str, name: str, factor: float = 1) -> tuple[Line, ...]:
     """One line for each run that recorded the number; marks where it is not recorded at each step."""
-    only = {"step": "training", "validation": "validation", "eval": "evaluation"}[kind]
-    lines = []
+    only, lines = {"step": "training", "validation": "validation", "eval": "evaluation"}[kind], []
     for i, run in enumerate(runs):
-        steps, values = run.series.get((kind, name), ((), ()))
-        label = only if len(runs) == 1 else run.name
-        lines.append(Line(i, label, steps, [factor * x for x in values], kind != "step"))
-    return tuple(line for line in lines if line.steps)
+        if steps_values := run.series.get((kind, name)):
+            label = only if len(runs) == 1 else run.name
+            lines.append(
+                Line(i, label, steps_values[0], [factor * x for x in steps_values[1]], kind != "step")
+            )
+    return tuple(lines)
 
 
 def _file_name(text: str) -> str:
@@ -107,19 +106,15 @@ def _file_name(text: str) -> str:
 
 def draw(chart: Chart) -> bytes:
     """The chart as PNG."""
-    from matplotlib.figure import Figure
-
     figure = Figure((5.6, 3.3), dpi=160, layout="constrained", facecolor=GROUND)
     axes = figure.add_subplot(facecolor=GROUND)
     curves = [line for line in chart.lines if not line.points]
     points = [line for line in chart.lines if line.points]
     for i, line in enumerate(curves):
         _draw_curve(axes, line, min(3, len(curves) - 1 - i), chart.scale == "exact")
+    style: dict[str, Any] = {"lw": 1.2, "ms": 6.5, "mec": GROUND, "zorder": 4}
     for line in points:  # joined from three on: a line between a first and a last would mislead
-        joined = ":" if len(line.steps) > 2 else ""
-        axes.plot(
-            line.steps, line.values, f"o{joined}", color=line.color, lw=1.2, ms=6.5, mec=GROUND, zorder=4
-        )
+        axes.plot(line.steps, line.values, "o:" if len(line.steps) > 2 else "o", color=line.color, **style)
     _draw_frame(axes, chart)
     _draw_legend(axes, curves, points)
     title = {"fontsize": 11.5, "fontweight": "bold", "color": INK, "parse_math": False}
@@ -148,8 +143,6 @@ def smooth(array: np.ndarray) -> np.ndarray:
 
 
 def _draw_frame(axes: Axes, chart: Chart) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     axes.set_xlabel("step", fontsize=10, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if chart.scale == "log" and all(min(line.values) > 0 for line in chart.lines):
@@ -165,14 +158,10 @@ def _draw_frame(axes: Axes, chart: Chart) -> None:
 
 def _draw_legend(axes: Axes, curves: Sequence[Line], points: Sequence[Line]) -> None:
     """An entry for each run (or `training`), and one for the marks of validation."""
-    from matplotlib.lines import Line2D
-
-    entries = [(line.label, Line2D([], [], color=line.color)) for line in curves or points]
+    # matplotlib hides a label that begins with _
+    entries = [Line2D([], [], color=line.color, label=f" {line.label}") for line in curves or points]
     if curves and points:
-        entries.append(("validation", Line2D([], [], color=MUTED, linestyle="", marker="o")))
-    if len(entries) < 2:
-        return
-    labels = [f" {label}" for label, _ in entries]  # matplotlib hides a label that begins with _
-    legend = axes.legend([handle for _, handle in entries], labels, fontsize=9.5, frameon=False)
-    for text in legend.get_texts():
-        text.set(color=INK, parse_math=False)
+        entries.append(Line2D([], [], color=MUTED, linestyle="", marker="o", label=" validation"))
+    if len(entries) > 1:
+        for text in axes.legend(handles=entries, fontsize=9.5, frameon=False).get_texts():
+            text.set(color=INK, parse_math=False)

@@ -4,9 +4,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from janus.common.console import Display
-from janus.common.errors import UserError
 from trainer.report.meters import step_time
 from trainer.report.records import CHANGED, METRICS, keep_records, numbers
-
-
-def require_tensorboard() -> None:
-    """Raise UserError if the library that writes event files is not installed."""
-    if find_spec("tensorboardX") is None:
-        raise UserError(
-            "--tensorboard: tensorboardX is not installed; pip install tensorboardX, or leave the option out"
-        )
 
 
 class RunLog(ExitStack):
@@ -50,26 +40,23 @@ class RunLog(ExitStack):
             self._events = SummaryWriter(str(out), purge_step=start + 1 if start else None)
             self.callback(self._events.close)
         self._progress = Display("step", steps, start, sys.stdout) if sys.stdout.isatty() else None
-        if self._progress is not None:
+        if self._progress:
             self.enter_context(self._progress.live)
 
     def say(self, line: str) -> None:
         """Show a line on the console and append it to train.log."""
         self._write(line)
-        if self._progress is None:
-            click.echo(line)
-        else:
-            self._progress.say(line)
+        (self._progress.say if self._progress else click.echo)(line)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Log one training step, or the steps since the last line (`StepRecord`)."""
         self._record({"kind": "step", **record})
         line = step_line(record, self._steps)
-        if self._progress is None:
-            self.say(line)
-        else:
+        if self._progress:
             self._write(line)
             self._progress.show(record["step"], line.split(" · ", 1)[1])
+        else:
+            self.say(line)
 
     def validation(self, record: Mapping[str, Any]) -> None:
         """Log one validation: {"step", "loss_per_task", "seconds"}."""
@@ -79,11 +66,8 @@ class RunLog(ExitStack):
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Log one small evaluation: {"step", "metrics": {task: {name: number}}, "seconds"}."""
-        figures = " · ".join(
-            f"{task} {name} {value:.4g}"
-            for task, metrics in record["metrics"].items()
-            for name, value in metrics.items()
-        )
+        parts = record["metrics"].items()
+        figures = " · ".join(f"{part} {name} {x:.4g}" for part, own in parts for name, x in own.items())
         line = f"evaluation after step {record['step']} · {figures} · {record['seconds']:.1f} s"
         self.note("eval", record, line)
 
@@ -112,19 +96,16 @@ class RunLog(ExitStack):
         losses = [record["loss_per_task"] for record in self.records if record["kind"] == "validation"]
         for line in _losses_table(losses[0], losses[-1]) if losses else ():
             self.say(line)
-        rows = {
-            **(_figures(steps, step_seconds) if steps else {}),  # none where every step was skipped
-            "run": f"{self._out}, {seconds:.1f} s in total",
-            "checkpoint": f"{checkpoint} (a model folder: give it as --model)",
-        }
-        for name, value in rows.items():
-            self.say(f"{name}: {value}")
+        for line in _figures(steps, step_seconds) if steps else ():  # none where every step was skipped
+            self.say(line)
+        self.say(f"run: {self._out}, {seconds:.1f} s in total")
+        self.say(f"checkpoint: {checkpoint} (a model folder: give it as --model)")
 
     def write_report(self) -> None:
         """Write the page and its charts. The run is saved by now, so any failure is only a line."""
-        from trainer.report.page import write_report
-
         try:
+            from trainer.report.page import write_report
+
             self.say(f"report: {write_report([self._out])}")
         except Exception as error:
             reason = " ".join(str(error).split())
@@ -169,23 +150,22 @@ def _losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> li
     return [line.rstrip() for line in captured.get().rstrip().splitlines()]
 
 
-def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) -> dict[str, str]:
+def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) -> Iterator[str]:
     """The closing lines of the meters: medians over the log lines, step time over every step."""
 
     def median(name: str) -> float:
         return statistics.median(record[name] for record in steps)
 
-    last, times = steps[-1], step_time(step_seconds)
-    step = "every step compiled a graph"
+    last, step = steps[-1], "every step compiled a graph"
     if step_seconds:
-        step = f"{times['step_seconds_median']:.3f} s, p95 {times['step_seconds_p95']:.3f} s"
+        step = "{:.3f} s, p95 {:.3f} s".format(*step_time(step_seconds).values())
+    yield (
+        f"step: {step}; {median('samples_per_second'):.1f} samples/s, {median('tokens_per_second'):.0f} real "
+        f"of {median('slots_per_second'):.0f} padded tokens/s, {median('flops_per_second') / 1e9:.1f} GF/s "
+        f"(medians); padding {median('padding'):.1%}"
+    )
     waited = sum(record["data_wait_seconds"] for record in steps)
-    return {
-        "step": f"{step}; {median('samples_per_second'):.1f} samples/s, "
-        f"{median('tokens_per_second'):.0f} real of {median('slots_per_second'):.0f} padded tokens/s, "
-        f"{median('flops_per_second') / 1e9:.1f} GF/s (medians); padding {median('padding'):.1%}",
-        "data": f"waited for {waited:.2f} s, {median('data_wait'):.2%} of the time (median)",
-        "graphs": f"{last['compilations']}, {last['loaded']} of them loaded from the cache; "
-        f"{last['compile_seconds']:.1f} s until their first results",
-        "memory": f"peak {last['peak_memory'] / 2**30:.2f} GiB",
-    }
+    yield f"data: waited for {waited:.2f} s, {median('data_wait'):.2%} of the time (median)"
+    graphs = f"{last['compilations']}, {last['loaded']} of them loaded from the cache"
+    yield f"graphs: {graphs}; {last['compile_seconds']:.1f} s until their first results"
+    yield f"memory: peak {last['peak_memory'] / 2**30:.2f} GiB"

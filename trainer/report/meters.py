@@ -1,33 +1,28 @@
 """The meters of every run: what is recorded of the steps between two log lines."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from janus import device
+from trainer.step import StepNumbers, TrainStep
 from trainer.stream.feed import StepData
-
-if TYPE_CHECKING:
-    from trainer.step import StepNumbers, TrainStep
 
 
 class StepRecord:
     """Sums over the steps since the last line, and the record that `metrics.jsonl` gets of them.
 
     A step's time runs from when the device finished the previous step until it has finished this one. A step
-    that compiled a graph is not timed: the time would be the compiler's.
+    that compiled a graph is not timed: the time would be the compiler's. write: takes the record of one line.
     """
 
     def __init__(self, network: TrainStep, write: Callable[[Mapping[str, Any]], None]) -> None:
-        """write: takes the record of one line."""
         self._network, self._write = network, write
         self.step_seconds: list[float] = []  # of every step, over all intervals
         self._begin()
@@ -36,18 +31,15 @@ class StepRecord:
         self._began = self._ended = time.perf_counter()
         self._graphs, self._timed = self._network.graphs.count, len(self.step_seconds)
         self._waited = 0.0
-        self._sums: Counter[str] = Counter()
-        self._loss_sum: Counter[str] = Counter()
-        self._supervised: Counter[str] = Counter()
+        self._sums, self._loss_sum, self._supervised = Counter[str](), Counter[str](), Counter[str]()
         self._last: dict[str, Any] = {}  # of the interval's last step that was applied
 
     def add(
         self, step: int, data: StepData, numbers: StepNumbers, rate: float, waited: float, line: bool
     ) -> None:
-        """Count one step at learning rate `rate`, unless it was skipped.
+        """Count one step at learning rate `rate`, unless it was skipped. waited: seconds, for its data.
 
-        waited: seconds spent waiting for its data. line: let the device finish, then write a record of the
-        steps since the last one; none if all of them were skipped.
+        line: let the device finish, then write a record of the steps since the last one, if any was applied.
         """
         if line:
             self._network.wait()
@@ -56,10 +48,8 @@ class StepRecord:
             if graphs == self._graphs:
                 self.step_seconds.append(now - self._ended)
             self._ended, self._graphs = now, graphs
-            flops = sum(self._network.flops(task, batch) for task, batch in data.batches)
-            self._sums.update(
-                steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots, flops=flops
-            )
+            self._sums.update(steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots)
+            self._sums["flops"] += sum(self._network.flops(task, batch) for task, batch in data.batches)
             self._waited += waited
             self._loss_sum.update(numbers.loss_sum)
             self._supervised.update(numbers.supervised)
@@ -81,14 +71,15 @@ class StepRecord:
     def _means(self) -> dict[str, Any]:
         """Mean losses per target, and the meters; docs/DESIGN.md says what each one is."""
         seconds, sums, graphs = self._ended - self._began, self._sums, self._network.graphs
+        rates = {
+            f"{name}_per_second": sums[name] / seconds for name in ("samples", "tokens", "slots", "flops")
+        }
         return {
             "loss": self._loss_sum.total() / self._supervised.total(),
             "loss_per_task": {task: self._loss_sum[task] / n for task, n in self._supervised.items()},
             "seconds": seconds / sums["steps"],
             **step_time(self.step_seconds[self._timed :]),
-            **{
-                f"{name}_per_second": sums[name] / seconds for name in ("samples", "tokens", "slots", "flops")
-            },
+            **rates,
             "padding": 1 - sums["tokens"] / sums["slots"],
             "data_wait": self._waited / seconds,
             "data_wait_seconds": self._waited,
@@ -101,10 +92,8 @@ class StepRecord:
 
 def step_time(seconds: Sequence[float]) -> dict[str, float | None]:
     """Median and 95th percentile of the steps' seconds; None if every step compiled a graph."""
-    if not seconds:
-        return {"step_seconds_median": None, "step_seconds_p95": None}
-    median, p95 = np.percentile(seconds, (50, 95))
-    return {"step_seconds_median": float(median), "step_seconds_p95": float(p95)}
+    median, p95 = np.percentile(seconds, (50, 95)).tolist() if seconds else (None, None)
+    return {"step_seconds_median": median, "step_seconds_p95": p95}
 
 
 def peak_memory() -> dict[str, int]:

@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from janus.common.page import data_uri, picture_uri, render_page, write_output
 from trainer.report.charts import RUN_COLORS, charts, draw
 from trainer.report.records import History, numbers, read_history
 
 TEMPLATES = Path(__file__).parent / "templates"
-PICTURE_BYTES = 1_500_000
-"""Limit for each picture of an evaluation, which may be a large grid."""
+PICTURE_BYTES = 1_500_000  # at most, of a picture of an evaluation, which may be a large grid
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page, and each chart as a PNG beside it; returns the page's path.
 
-    out: the page; by default `report/report.html` in the run's folder, or `report/compared.html` in the first
-    one's. A run in progress is shown up to its last step. Raises UserError for a folder without metrics, and
-    for a place that cannot be written.
+    out: by default `report/report.html` in the run's folder, of several `report/compared.html` in the first.
+    Raises UserError for a folder without metrics, and for a place that cannot be written.
     """
     runs = [read_history(folder) for folder in folders]
     names = [run.name for run in runs]
@@ -48,18 +47,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def progress_line(folder: Path) -> str | None:
     """How far a run has come; None if it is finished."""
     run = read_history(folder)
-    if run.finished:
-        return None
-    return (
-        f"{folder}: not finished, at step {run.last_step} of {run.planned_steps}; the report shows it so far"
-    )
+    at = f"at step {run.last_step} of {run.planned_steps}"
+    return None if run.finished else f"{folder}: not finished, {at}; the report shows it so far"
 
 
 def _options(runs: Sequence[History]) -> list[dict[str, Any]]:
     """Every option with its value in each run; those that differ come first."""
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run.config):
-        values = [_plain(run.config[name]) if name in run.config else "—" for run in runs]
+        values = [_plain(run.config.get(name, "—")) for run in runs]
         rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
     return sorted(rows, key=lambda row: not row["differs"])
 
@@ -88,7 +84,5 @@ def _evaluations(run: History) -> list[dict[str, Any]]:
 
 
 def _picture(path: Path) -> str:
-    from PIL import Image
-
     with Image.open(path) as picture:
         return picture_uri(np.asarray(picture.convert("RGB")), PICTURE_BYTES, longest=1600)

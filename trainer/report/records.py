@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,11 +23,8 @@ from janus.prompts import TASK_ORDER
 from trainer.config import CONFIG
 
 METRICS = "metrics.jsonl"
-CHANGED = "changed"
-"""The kind of record that belongs to a start, not to a step: an option overridden on resume."""
-
-EVALUATIONS = "eval"
-"""Folder of a run's evaluations: `.json` ({"metrics": {part: {name: number}}, "baseline": ...}), `.png`."""
+CHANGED = "changed"  # the kind of record that belongs to a start, not to a step: an overridden option
+EVALUATIONS = "eval"  # folder of `.json` ({"metrics": {part: {name: number}}, "baseline": ...}) and `.png`
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,11 @@ class History:
         """Task, first and last loss, and its kind: validation, or training if there is no validation."""
         rows = []
         for task in TASK_ORDER:
-            for kind, record in (("validation", "validation"), ("training", "step")):
-                if values := self.values(record, f"loss_per_task/{task}"):
-                    rows.append((task, values[0], values[-1], kind))
-                    break
+            validation, training = (
+                self.values(kind, f"loss_per_task/{task}") for kind in ("validation", "step")
+            )
+            if values := validation or training:
+                rows.append((task, values[0], values[-1], "validation" if validation else "training"))
         return rows
 
     @property
@@ -79,7 +78,6 @@ class History:
 
     @property
     def planned_steps(self) -> int | None:
-        """The option `steps`; None for a run without its options."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else None
 
@@ -100,24 +98,18 @@ def read_history(folder: Path) -> History:
     records = [record for record in map(_record, lines) if record]
     if not records:
         raise UserError(f"{path}: records nothing yet, so nothing to report; wait for its first step")
-    results = sorted((folder / EVALUATIONS).glob("*.json"))
-    return History(
-        folder=folder,
-        name=folder.resolve().name,
-        records=records,
-        unreadable=len(lines) - len(records),
-        written=written,
-        config=_mapping(folder / CONFIG, yaml.safe_load),
-        evaluations={file.stem: _mapping(file, json.loads) for file in results},
-        pictures=sorted((folder / EVALUATIONS).glob("*.png")),
-    )
+    unreadable, config = len(lines) - len(records), _mapping(folder / CONFIG, yaml.safe_load)
+    results, pictures = (sorted((folder / EVALUATIONS).glob(ends)) for ends in ("*.json", "*.png"))
+    evaluations = {file.stem: _mapping(file, json.loads) for file in results}
+    name = folder.resolve().name
+    return History(folder, name, records, unreadable, written, config, evaluations, pictures)
 
 
 def keep_records(path: Path, start: int) -> list[dict[str, Any]]:
     """Cut a run's metrics back to step `start` before it resumes there; returns the records kept.
 
-    Later records and a line that was cut off leave the file. A run that starts at 0 keeps none. CHANGED
-    records of step `start` go too, because the start writes them again.
+    A line that was cut off leaves the file too. A run that starts at 0 keeps none. CHANGED records of step
+    `start` go, because the start writes them again.
     """
     if not path.exists():
         return []
@@ -145,13 +137,10 @@ def numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     """A record with its kind and step; None for anything else, such as half a line."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    match record:
-        case {"kind": str(), "step": int()}:
-            return dict(record)
+    with suppress(ValueError):
+        match json.loads(line):
+            case {"kind": str(), "step": int()} as record:
+                return record
     return None
 
 
@@ -160,5 +149,5 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        content = None
+        return {}
     return content if isinstance(content, dict) else {}

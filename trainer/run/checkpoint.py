@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mindone.safetensors.mindspore import load_file
 from mindspore import Tensor
 
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
@@ -23,10 +22,7 @@ from trainer.config import TrainConfig
 from trainer.stream.plan import PLAN_VERSION
 
 STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
-
-SHAPES = "shapes"
-"""The fingerprint's field for the static shapes; `open_run` adds it."""
-
+SHAPES = "shapes"  # the fingerprint's field for the static shapes; `open_run` adds it
 FREE_TO_CHANGE = {"shards", "out", "steps", "save_every", "keep", "log_every", "eval_every"}
 FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard"}
 """Options that may differ on resume: they leave the numbers of a step alone.
@@ -38,8 +34,7 @@ Not mode and device: they round differently. Not eval_samples: a longer one enla
 class RunState:
     """What a run remembers besides weights, optimizer and step, which is its place in the data.
 
-    fingerprint: what must not change. changes: what `--resume-with` overrode, and when. skipped: the steps
-    discarded because they were not finite.
+    fingerprint: what must not change. changes: what `--resume-with` overrode. skipped: non-finite steps.
     """
 
     fingerprint: Mapping[str, Any]
@@ -55,9 +50,6 @@ class RunCheckpoint:
     step: int
     state: RunState
 
-    def optimizer(self) -> dict[str, Tensor]:
-        return load_file(self.folder / OPTIMIZER)
-
     def kept_shapes(self, now: Mapping[str, Any], accepted: Collection[str]) -> Mapping[str, Any]:
         """The static shapes that a resumed run keeps; none if an accepted change affects its numbers.
 
@@ -70,9 +62,8 @@ class RunCheckpoint:
     def resumed_state(self, now: Mapping[str, Any], accepted: Collection[str]) -> RunState:
         """The state to resume with under the fingerprint `now`; it records every change.
 
-        Raises UserError naming each field that differs and is not accepted, with old and new value, or a
-        field that is accepted and does not differ. Shapes follow from the other fields: they are refused
-        only where nothing else differs, which is where more steps need larger ones.
+        UserError names each field that differs and is not accepted, or one that is accepted and does not
+        differ. Shapes follow from the others: they are refused only where nothing else differs (more steps).
         """
         old = self.state.fingerprint
         changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
@@ -87,8 +78,8 @@ class RunCheckpoint:
                 f"that the numbers change ({options})"
             )
         if unchanged := sorted(set(accepted) - set(changed)):
-            differing = ", ".join(changed) or "nothing"
-            raise UserError(f"--resume-with {unchanged[0]}: is as in the run; what differs is {differing}")
+            differs = ", ".join(changed) or "nothing"
+            raise UserError(f"--resume-with {unchanged[0]}: is as in the run; what differs is {differs}")
         changes = (
             {"step": self.step, "field": name, "old": old.get(name), "new": now.get(name)} for name in changed
         )
@@ -106,16 +97,15 @@ def fingerprint(config: TrainConfig, shards_sha256: str) -> dict[str, Any]:
 def save_checkpoint(
     out: Path, step: int, save_model: Callable[[Path], object], optimizer: dict[str, Tensor], state: RunState
 ) -> Path:
-    """Write the checkpoint of `step`; returns its folder.
+    """Write the checkpoint of `step`; returns its folder. Raises UserError if the disk does not take it.
 
-    save_model: writes the model's files into a folder. Raises UserError if the disk does not take it.
+    save_model: writes the model's files into a folder.
     """
     target = out / "checkpoints" / f"step-{step:06d}"
 
     def write(folder: Path) -> None:
         save_model(folder)
-        tensors = {name: TensorToSave.of(tensor) for name, tensor in optimizer.items()}
-        save_safetensors(folder / OPTIMIZER, tensors)
+        save_safetensors(folder / OPTIMIZER, {name: TensorToSave.of(t) for name, t in optimizer.items()})
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         content = {"step": step, **asdict(state), "sha256": files}
         content["digest"] = _digest(content)
@@ -137,11 +127,11 @@ def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
         shutil.rmtree(old)
 
 
-def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = True) -> RunCheckpoint | None:
-    """The newest whole checkpoint, None if there never was one. Each damaged one is warned of.
+def newest_checkpoint(out: Path, warn: Callable[[str], None], rename: bool = True) -> RunCheckpoint | None:
+    """The newest whole checkpoint, None if there never was one; UserError if there are some, all damaged.
 
-    set_aside: rename damaged ones to `damaged-step-…`, so that `keep` does not count them. A reader must not:
-    the run may still be in progress. Raises UserError if there are checkpoints and none is whole.
+    Each damaged one is warned of. rename: to `damaged-step-…`, so that `keep` does not count them; not for
+    readers, as the run may still be in progress.
     """
     damaged: dict[Path, str] = {}
     for folder in _folders(out):
@@ -151,12 +141,11 @@ def newest_checkpoint(out: Path, warn: Callable[[str], None], set_aside: bool = 
             damaged[folder] = str(error)
             continue
         for skipped, problem in damaged.items():
-            renamed = skipped.with_name(f"damaged-{skipped.name}")
-            if set_aside:
+            if rename:
+                renamed = skipped.with_name(f"damaged-{skipped.name}")
                 shutil.rmtree(renamed, ignore_errors=True)
-                skipped.replace(renamed)
-            after = f"; it is {renamed.name} now" if set_aside else ""
-            warn(f"warning: {skipped} is skipped: {problem}{after}")
+                problem += f"; it is {skipped.replace(renamed).name} now"
+            warn(f"warning: {skipped} is skipped: {problem}")
         return checkpoint
     if damaged:
         named = "; ".join(f"{folder}: {problem}" for folder, problem in damaged.items())

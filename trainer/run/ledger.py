@@ -1,8 +1,7 @@
 """The ledger: which samples made which step, as Arrow files that one polars query reads.
 
 `<out>/ledger/steps-00000001.arrow` holds the rows of steps 1 to 1000, the next file those of 1001 to 2000.
-Each save replaces the last file by an atomic write, so its bytes follow from its steps alone: a run that was
-killed and resumed has the same files as one that was not.
+Each save replaces the last file by an atomic write: its bytes follow from its steps alone, kills or not.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ COLUMNS = pa.schema(
         "micro_batch": pa.int32(),  # its number within the step, from 0
     }
 )
-
 _PLAIN = pa.schema([(f.name, getattr(f.type, "value_type", f.type)) for f in COLUMNS])
 
 
@@ -77,8 +75,7 @@ class Ledger:
             write_file(self._path(self._step), lambda path: write_rows(path, self._tables))
 
     def _path(self, step: int) -> Path:
-        first = (step - 1) // STEPS_PER_FILE * STEPS_PER_FILE + 1
-        return self._folder / f"steps-{first:08d}.arrow"
+        return self._folder / f"steps-{(step - 1) // STEPS_PER_FILE * STEPS_PER_FILE + 1:08d}.arrow"
 
 
 def write_rows(path: Path, tables: Sequence[pa.Table]) -> None:

@@ -38,8 +38,8 @@ class Skips:
         """
         folder = self.out / "nonfinite" / f"step-{step:06d}"
         write_folder(folder, lambda folder: _write(folder, step, data, numbers, weights))
-        totals, supervised = numbers.loss_sum, numbers.supervised
-        losses = ", ".join(f"{task} {total / supervised[task]:.4g}" for task, total in totals.items())
+        per_target = {task: total / numbers.supervised[task] for task, total in numbers.loss_sum.items()}
+        losses = ", ".join(f"{task} {loss:.4g}" for task, loss in per_target.items())
         what = f"step {step}: loss {losses}; gradient norm {numbers.grad_norm:.4g}"
         if len(self.steps) >= self.allowed:
             raise UserError(
@@ -65,16 +65,12 @@ def _write(
     np.savez(folder / "inputs.npz", **inputs)
     # In float64: squares may overflow float32.
     norms = {w.name: math.sqrt(np.square(w.asnumpy(), dtype=np.float64).sum()) for w in weights}
-    content = {
-        "step": step,
-        "loss_sum": {task: _plain(total) for task, total in numbers.loss_sum.items()},
-        "supervised": numbers.supervised,
-        "grad_norm": _plain(numbers.grad_norm),
-        "parameter_norms": {name: _plain(norm) for name, norm in norms.items()},
-    }
-    (folder / "numbers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"step": step, **vars(numbers), "parameter_norms": norms}
+    (folder / "numbers.json").write_text(json.dumps(_plain(content), indent=1) + "\n", encoding="utf-8")
 
 
-def _plain(number: float) -> float | str:
+def _plain(value: Any) -> Any:
     """NaN and infinity as text: JSON has neither."""
-    return number if math.isfinite(number) else str(number)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return value if math.isfinite(value) else str(value)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,9 @@ from shards.read import ShardSet
 from trainer.config import CONFIG, TrainConfig
 from trainer.run.checkpoint import SHAPES, RunCheckpoint, RunState, fingerprint, newest_checkpoint
 from trainer.stream.feed import Feed
-from trainer.stream.mix import cut
 from trainer.stream.shapes import ImageShape
 
-OUTPUTS = Path("outputs")
-"""Where runs without --out go."""
+OUTPUTS = Path("outputs")  # where runs without --out go
 
 
 @dataclass(frozen=True)
@@ -44,30 +42,20 @@ class Run:
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps before this start."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
 def open_run(
     config: TrainConfig, lock: ExitStack, resume: bool = False, accepted: Collection[str] = ()
 ) -> Run:
-    """Open and check everything that a run needs, in this order:
+    """Open and check everything that a run needs; UserError for whatever does not fit together.
 
-    1. The device can compute the dtype.
-    2. The folder holds a run to resume, or none where a new one starts.
-    3. A resumed run is locked, and its newest whole checkpoint found.
-    4. The shards are what their manifest says.
-    5. No option or shard differs from the resumed run's, unless accepted.
-    6. The model (the checkpoint's) loads, and the shards were made for it.
-    7. The rows can be trained on, and have static shapes: the run's own, where nothing differs.
-    8. These shapes hold the remaining steps, or larger ones are accepted.
-    9. The folder of a new run is made and locked: a start that fails leaves none.
-
-    Then `trainer/train.py` writes config.yaml, truncates metrics and ledger to the checkpoint's step, and
-    loads the optimizer's state.
+    A resumed run is locked before its checkpoint is sought; a new run's folder is made last, so that a start
+    that fails leaves none. Static shapes are the resumed run's own where nothing differs; if they do not hold
+    the remaining steps, larger ones must be accepted. Then `trainer/train.py` writes config.yaml, truncates
+    metrics and ledger to the checkpoint's step, and loads the optimizer's state.
 
     lock: locks out other trainers until it closes. accepted: fields that may differ from the resumed run.
-    Raises UserError for whatever does not fit together.
     """
     config = replace(config, device=device.use(config.device, config.dtype))
     out, checkpoint = named_folder(config, resume), None
@@ -95,9 +83,8 @@ def check_model(
     name: str, tasks: Iterable[str], folder: ModelFolder, shards: ShardSet, tokenizer: JanusTokenizer
 ) -> None:
     """Raise UserError unless tokenizer and codes of the shards are the model's; the user calls it `name`."""
-    manifest = shards.manifest
     own = folder.path / "tokenizer.json" if folder.path else None
-    if own and own.is_file() and hash_file(own) != manifest.tokenizer["sha256"]:
+    if own and own.is_file() and hash_file(own) != shards.manifest.tokenizer["sha256"]:
         remedy = f"build the shards with --tokenizer {name}"
         raise UserError(f"{own}: not the tokenizer of {shards.folder}; {remedy}")
     if (rows := folder.config.text.vocab_size) <= tokenizer.highest_id:
@@ -106,7 +93,7 @@ def check_model(
             f"to {tokenizer.highest_id}; give the model that the shards were built for"
         )
     if "t2i" in tasks:
-        folder.check_codes(manifest.vq, shards.folder)
+        folder.check_codes(shards.manifest.vq, shards.folder)
 
 
 def named_folder(config: TrainConfig, resume: bool) -> Path | None:
@@ -114,33 +101,25 @@ def named_folder(config: TrainConfig, resume: bool) -> Path | None:
 
     Raises UserError if the folder holds a run and `resume` is False, or none and it is True.
     """
-    if not config.out and resume:
-        runs = OUTPUTS.glob(f"*/{CONFIG}")
-        newest = max(runs, default=None, key=lambda path: path.stat().st_mtime)
+    out = Path(config.out)
+    if resume and not config.out:
+        newest = max(OUTPUTS.glob(f"*/{CONFIG}"), default=None, key=lambda path: path.stat().st_mtime)
         hint = f"; the newest is {newest.parent}" if newest else ""
         raise UserError(f"--resume needs --out, the folder of the run{hint}")
-    if not config.out:
-        return None
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
     if resume and not (out / CONFIG).is_file():
         raise UserError(f"--resume: {out} holds no run ({CONFIG} is missing)")
-    if not resume and (out / CONFIG).exists():
+    if config.out and not resume and (out / CONFIG).exists():
         raise UserError(f"--out {out}: already holds a run; resume it (--resume) or choose another folder")
-    return out
+    return out if config.out else None
 
 
 def next_free_folder(task: str) -> Path:
     """Make `outputs/TASK-001`, or the first number after it that is free."""
-    number = 1
+    number = 0
     while True:
-        folder = OUTPUTS / f"{task}-{number:03d}"
-        try:
+        folder = OUTPUTS / f"{task}-{(number := number + 1):03d}"
+        with suppress(FileExistsError):  # an older run, or one that started this moment
             folder.mkdir(parents=True)
-        except FileExistsError:  # an older run, or one that started this moment
-            number += 1
-        else:
             return folder
 
 
@@ -170,7 +149,7 @@ def evaluated(out: Path, model: str | None, shards: Path | None) -> tuple[str, P
     if not (out / CONFIG).is_file():
         raise UserError(f"{out} holds no run ({CONFIG} is missing); give --model and --shards")
     if model is None:
-        checkpoint = newest_checkpoint(out, click.echo, set_aside=False)
+        checkpoint = newest_checkpoint(out, click.echo, rename=False)
         if checkpoint is None:
             raise UserError(f"{out} has no checkpoint yet; give --model, or wait for one")
         model = str(checkpoint.folder)
@@ -189,13 +168,12 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
     counts = " + ".join(f"{count} {task}" for task, count in config.counts.items())
     say(f"step: {config.batch_size} samples = {counts}; {config.steps} steps")
     for task, shape in feed.shapes.items():
-        micro_batches, _ = cut(config.counts[task], config.micro_batch)
         used, validation = len(feed.train[task]), len(feed.validation.get(task, ()))
         wanted = config.samples.get(task, used)
         fewer = f" (of {wanted} wanted)" if wanted > used else ""
         say(
             f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {validation} "
-            f"for validation; {micro_batches} × {shape.samples} samples in {shape.tokens} tokens, "
+            f"for validation; {feed.cuts[task][0]} × {shape.samples} samples in {shape.tokens} tokens, "
             f"{shape.states} states, attention {shape.attention_rows} × {shape.length}² a micro-batch"
         )
     longer = " (more than the run has)" if config.warmup_steps > config.steps else ""
@@ -208,9 +186,8 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
 def describe_network(model: Janus, trained: Collection[str], say: Callable[[str], None]) -> None:
     """Say how many elements of each part are trained and frozen. trained: names of parameters."""
     counts: dict[str, Counter[str]] = {"trained": Counter(), "frozen": Counter()}
-    for parameter in model.get_parameters():
-        kind = "trained" if parameter.name in trained else "frozen"
-        counts[kind][part_of(parameter.name)] += parameter.size
+    for p in model.get_parameters():
+        counts["trained" if p.name in trained else "frozen"][part_of(p.name)] += p.size
     for kind, parts in counts.items():
         sizes = (f"{part} {parts[part]:,}" for part in PARTS if parts[part])
         say(f"{kind}: {', '.join(sizes) or 'nothing'}")

@@ -24,8 +24,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.can_save = False
-        self._lock = threading.Lock()
+        self.can_save, self._lock = False, threading.Lock()
 
     @property
     def exit_code(self) -> int:

@@ -8,9 +8,9 @@ placeholder token, which no text can spell; nothing is derived from pad ids.
 # Shapes: M micro-batches, N samples of one; R rows of all, K their tokens, L their spans; those of a `Batch`.
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isqrt
-from typing import Self
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from janus.common.errors import UserError
 from janus.prompts import image_index, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from shards.schema import RowBlock
-from trainer.stream.shapes import Batch, BatchShape, ImageShape, pack
+from trainer.stream.shapes import Batch, BatchShape, pack
 
 
 def collate(
@@ -31,15 +31,12 @@ def collate(
 ) -> list[Batch]:
     """The micro-batches. counts: how many of the rows each takes, at most `shape.samples`.
 
-    held_out: nothing is trained on them, so they may be of the test split.
-    Raises UserError naming a sample that its task cannot be trained on, ValueError if a micro-batch does not
-    fit the shape.
+    held_out: nothing is trained on them, so they may be of the test split. Raises UserError naming a sample
+    that its task cannot be trained on, ValueError if a micro-batch does not fit the shape.
     """
     check_rows(task, rows, shape, special, held_out)
     counts_M = np.array(counts)
-    layout = _Layout.of(rows, counts_M, shape)
-    if layout.exceeds(shape):
-        raise ValueError(f"samples from {rows.sample_ids[0]} to {rows.sample_ids[-1]} do not fit {shape}")
+    layout = _Layout(rows, counts_M, shape)
     arrays = _token_arrays(rows, layout, shape, special)
     arrays |= _state_arrays(task, rows, layout, shape)
     pixels = _pixels(rows, counts, shape) if task == "vqa" else [None] * len(counts)
@@ -67,14 +64,10 @@ def check_rows(
             raise UserError(f"sample {rows.sample_ids[i]}: {says(i)}; build the shards again for this model")
 
 
-_Fault = tuple[np.ndarray, Callable[[int], str]]
-"""Which rows a rule refuses, bool (R,), and what it says of one of them."""
-
-
 def _faults(
     task: str, rows: RowBlock, shape: BatchShape, special: SpecialTokens, held_out: bool
-) -> Iterator[_Fault]:
-    """The rules in order; each may rely on those before it."""
+) -> Iterator[tuple[np.ndarray, Callable[[int], str]]]:
+    """The rows each rule refuses, bool (R,), and what it says of one; it may rely on the rules before it."""
     yield np.array(rows.tasks) != task, lambda i: f"is of task {rows.tasks[i]}, not {task}"
     if not held_out:
         yield np.array(rows.splits) == "test", lambda i: "is marked test, which is never trained on"
@@ -86,34 +79,25 @@ def _faults(
     unfit_R[row_L[(rows.starts_L < 1) | (rows.ends_L > rows.lengths_R[row_L])]] = True
     yield unfit_R, lambda i: f"has supervised spans outside its {rows.lengths_R[i]} tokens"
     # No row is empty, as its spans are not.
-    found_R = np.add.reduceat(
-        rows.ids_K == special.image_placeholder, _firsts(rows.lengths_R), dtype=np.int32
-    )
-    wanted = 0 if task == "text" else shape.image.tokens
+    is_image_K, firsts_R = rows.ids_K == special.image_placeholder, _firsts(rows.lengths_R)
+    found_R = np.add.reduceat(is_image_K, firsts_R, dtype=np.int32)
+    tokens, size, codes = shape.image.tokens, shape.image.size, shape.image.codes
+    wanted = 0 if task == "text" else tokens
     yield found_R != wanted, lambda i: f"has {found_R[i]} image placeholders, the model takes {wanted}"
     if task == "vqa":
-        yield from _image_faults(rows, shape.image.size)
+        pixels_R = np.array([-1 if image is None else image.size for image in rows.images])
+        yield pixels_R < 0, lambda i: "has no image"
+        unfit_R = pixels_R != 3 * size**2
+        yield unfit_R, lambda i: f"has an image of {isqrt(pixels_R[i] // 3)} pixels, the model takes {size}"
     if task == "t2i":
-        yield from _code_faults(rows, shape.image)
-
-
-def _image_faults(rows: RowBlock, size: int) -> Iterator[_Fault]:
-    pixels_R = np.array([-1 if image is None else image.size for image in rows.images])
-    yield pixels_R < 0, lambda i: "has no image"
-    unfit_R = pixels_R != 3 * size**2
-    yield unfit_R, lambda i: f"has an image of {isqrt(pixels_R[i] // 3)} pixels, the model takes {size}"
-
-
-def _code_faults(rows: RowBlock, image: ImageShape) -> Iterator[_Fault]:
-    codes_R, tokens = rows.codes_R, image.tokens
-    yield codes_R < 0, lambda i: "has no image tokens (`pipelines` fills them in with the model's VQ encoder)"
-    yield codes_R != tokens, lambda i: f"has {codes_R[i]} image tokens, the model takes {tokens}"
-    highest_R = rows.codes.reshape(-1, tokens).max(1)
-    unfit_R = highest_R >= image.codes
-    yield unfit_R, lambda i: f"has image token {highest_R[i]}, the model has {image.codes} codes"
-    targets_R = np.add.reduceat(rows.ends_L - rows.starts_L, _firsts(rows.spans_R))
-    unfit_R = targets_R != tokens
-    yield unfit_R, lambda i: f"supervises {targets_R[i]} positions, its image has {tokens} tokens"
+        codes_R, missing = rows.codes_R, "(`pipelines` fills them in with the model's VQ encoder)"
+        yield codes_R < 0, lambda i: f"has no image tokens {missing}"
+        yield codes_R != tokens, lambda i: f"has {codes_R[i]} image tokens, the model takes {tokens}"
+        high_R = rows.codes.reshape(-1, tokens).max(1)
+        yield high_R >= codes, lambda i: f"has image token {high_R[i]}, the model has {codes} codes"
+        targets_R = np.add.reduceat(rows.ends_L - rows.starts_L, _firsts(rows.spans_R))
+        unfit_R = targets_R != tokens
+        yield unfit_R, lambda i: f"supervises {targets_R[i]} positions, its image has {tokens} tokens"
 
 
 def _firsts(counts: np.ndarray) -> np.ndarray:
@@ -121,53 +105,30 @@ def _firsts(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts) - counts
 
 
-@dataclass(frozen=True)
 class _Layout:
-    """Where rows are placed in their micro-batches.
+    """Where rows are placed in their micro-batches; ValueError if one does not fit the shape.
 
     lengths_MN, starts_MN, slots_MN: tokens of each sample, place and slot of its first; absent samples have
-    none. fullest: slots that the fullest row holds. micro_batch_L, first_L: the micro-batch of each span and
-    the place of its sample's first token.
+    none. micro_batch_L, first_L: the micro-batch of each span and the place of its sample's first token.
     """
 
-    lengths_MN: np.ndarray
-    starts_MN: np.ndarray
-    slots_MN: np.ndarray
-    fullest: int
-    tokens_M: np.ndarray
-    states_M: np.ndarray
-    micro_batch_L: np.ndarray
-    first_L: np.ndarray
-
-    @classmethod
-    def of(cls, rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> Self:
+    def __init__(self, rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> None:
         # As wide as the shape, so that packing a micro-batch does not depend on its neighbours.
         used_MN = np.arange(max(shape.samples, counts_M.max())) < counts_M[:, None]
-        lengths_MN = np.zeros(used_MN.shape, np.int64)
+        lengths_MN = self.lengths_MN = np.zeros(used_MN.shape, np.int64)
         lengths_MN[used_MN] = rows.lengths_R
-        starts_MN = np.cumsum(lengths_MN, 1) - lengths_MN
-        micro_batch_L = np.repeat(np.repeat(np.arange(len(counts_M)), counts_M), rows.spans_R)
-        states_M = np.bincount(micro_batch_L, rows.ends_L - rows.starts_L, len(counts_M)).astype(np.int64)
+        self.starts_MN = np.cumsum(lengths_MN, 1) - lengths_MN
         rows_MN, slots_MN = pack(lengths_MN, shape.attention_rows)
-        return cls(
-            lengths_MN=lengths_MN,
-            starts_MN=starts_MN,
-            slots_MN=rows_MN * shape.length + slots_MN,
-            fullest=int((slots_MN + lengths_MN).max()),
-            tokens_M=lengths_MN.sum(1),
-            states_M=states_M,
-            micro_batch_L=micro_batch_L,
-            first_L=np.repeat(starts_MN[used_MN], rows.spans_R),
-        )
-
-    def exceeds(self, shape: BatchShape) -> bool:
-        """Whether a micro-batch does not fit; its last token and its rows' last slots stay empty."""
-        return bool(
-            self.lengths_MN.shape[1] > shape.samples
-            or self.tokens_M.max() >= shape.tokens
-            or self.fullest >= shape.length
-            or self.states_M.max() > shape.states
-        )
+        self.slots_MN = rows_MN * shape.length + slots_MN
+        self.micro_batch_L = np.repeat(np.repeat(np.arange(len(counts_M)), counts_M), rows.spans_R)
+        self.first_L = np.repeat(self.starts_MN[used_MN], rows.spans_R)
+        states_M = np.bincount(self.micro_batch_L, rows.ends_L - rows.starts_L, len(counts_M))
+        self.tokens_M, self.states_M = lengths_MN.sum(1), states_M.astype(np.int64)
+        # The last token and each row's last slot stay empty.
+        limits = shape.samples, shape.tokens - 1, shape.length - 1, shape.states
+        sizes = counts_M, self.tokens_M, slots_MN + lengths_MN, self.states_M
+        if any(size.max() > limit for size, limit in zip(sizes, limits, strict=True)):
+            raise ValueError(f"samples from {rows.sample_ids[0]} to {rows.sample_ids[-1]} do not fit {shape}")
 
 
 def _token_arrays(
@@ -233,14 +194,12 @@ def _state_arrays(task: str, rows: RowBlock, layout: _Layout, shape: BatchShape)
 
 def _pixels(rows: RowBlock, counts: Sequence[int], shape: BatchShape) -> list[np.ndarray]:
     """The images of each micro-batch; only places without one are zeroed."""
-    side, images = shape.image.size, iter(rows.images)
+    images: Iterator[Any] = iter(rows.images)  # `check_rows` has refused None
     arrays = []
     for count in counts:
-        pixels_IHWC = np.empty((shape.images, side, side, 3), np.uint8)
+        pixels_IHWC = np.empty((shape.images, shape.image.size, shape.image.size, 3), np.uint8)
         for place in pixels_IHWC[:count]:
-            image = next(images)
-            assert image is not None  # `check_rows` has refused those
-            place.reshape(-1)[:] = image.reshape(-1)
+            place.reshape(-1)[:] = next(images).reshape(-1)
         pixels_IHWC[count:] = 0
         arrays.append(pixels_IHWC)
     return arrays

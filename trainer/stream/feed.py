@@ -18,8 +18,7 @@ from shards.read import ShardSet, TaskRows
 from shards.schema import RowBlock, Sample
 from trainer.config import TrainConfig
 from trainer.stream.collate import Batch, check_rows, collate, without_prompts
-from trainer.stream.mix import cut
-from trainer.stream.plan import Plan, by_hash, deal, null_prompt, random_words, sample_weights
+from trainer.stream.plan import Plan, by_hash, cut, deal, null_prompt, random_words, sample_weights
 from trainer.stream.shapes import BatchShape, ImageShape, in_micro_batches, shape_for
 
 BLOCKS_AHEAD = 2
@@ -27,34 +26,25 @@ BLOCK_TOKENS = 1 << 17
 """Tokens of the steps that are made together, so that numpy's calls are shared by many samples. Steps with
 images are made one by one: their pixels cost more than all else."""
 
-TYPICAL_STEPS = 64
-"""Number of first steps on which the attention rows are chosen."""
+TYPICAL_STEPS = 64  # the first steps, on which the attention rows are chosen
 
 
-@dataclass(frozen=True)
 class SelectedRows:
     """The rows of one task and split that are used: `indices` (int64) into `rows`."""
 
-    rows: TaskRows
-    indices: np.ndarray
+    def __init__(self, rows: TaskRows, indices: np.ndarray) -> None:
+        self._rows, self.indices = rows, indices
+        self.num_tokens, self.supervised_tokens = rows.num_tokens[indices], rows.supervised_tokens[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def read(self, place: int) -> Sample:
         """The sample at `place` of the selection, its content checked."""
-        return self.rows.read(int(self.indices[place]))
+        return self._rows.read(int(self.indices[place]))
 
     def block(self, places: np.ndarray) -> RowBlock:
-        return self.rows.block(self.indices[places])
-
-    @property
-    def num_tokens(self) -> np.ndarray:
-        return self.rows.num_tokens[self.indices]
-
-    @property
-    def supervised_tokens(self) -> np.ndarray:
-        return self.rows.supervised_tokens[self.indices]
+        return self._rows.block(self.indices[places])
 
     @property
     def weights(self) -> np.ndarray:
@@ -104,7 +94,6 @@ class StepData:
 
     @property
     def samples(self) -> int:
-        """Samples of the step."""
         return sum(batch.samples for _, batch in self.batches)
 
     @property
@@ -119,7 +108,10 @@ class StepData:
 
 
 class Feed:
-    """Everything that a run reads: per task its training and validation rows, its shape, and the plan."""
+    """Everything that a run reads: per task its training and validation rows, its shape, and the plan.
+
+    cuts: micro-batches of a step and samples of each, by task.
+    """
 
     def __init__(
         self,
@@ -133,17 +125,19 @@ class Feed:
 
         saved_shapes: `BatchShape.sizes` of each task of a resumed run; kept where they hold every step.
         """
-        self._special, self._config, self._counts = special, config, config.counts
-        self._cuts = {task: cut(count, config.micro_batch) for task, count in self._counts.items()}
-        self.train = {task: _training_rows(shards, task, config) for task in self._counts}
-        self.validation = _validation_rows(shards, config)
+        self._special, self._config, counts = special, config, config.counts
+        self._counts, saved, limits = counts, saved_shapes or {}, config.samples
+        self.cuts = {task: cut(count, config.micro_batch) for task, count in counts.items()}
+        self.train = {task: _rows(shards, "train", task, config, limits.get(task)) for task in counts}
+        held_out = [task for task in counts if ("validation", task) in shards.splits_tasks()]
+        rows = {task: _rows(shards, "validation", task, config, config.eval_samples) for task in held_out}
+        self.validation = {task: some for task, some in rows.items() if len(some)}
         weights = {task: rows.weights for task, rows in self.train.items()}
-        samples = {task: samples for task, (_, samples) in self._cuts.items()}
-        self.plan = Plan(config.seed, weights, self._counts, samples)
-        saved = saved_shapes or {}
-        self.shapes = {task: self._shape(task, image, saved.get(task)) for task in self._counts}
-        for task, rows in self.train.items():
-            check_rows(task, rows.block(np.arange(1)), self.shapes[task], special)
+        samples = {task: samples for task, (_, samples) in self.cuts.items()}
+        self.plan = Plan(config.seed, weights, counts, samples)
+        self.shapes = {task: self._shape(task, image, saved.get(task)) for task in counts}
+        for task, own in self.train.items():
+            check_rows(task, own.block(np.arange(1)), self.shapes[task], special)
 
     def step(self, step: int) -> StepData:
         """The micro-batches of step `step` (1 is the first), task after task."""
@@ -153,14 +147,14 @@ class Feed:
         """`steps` steps from `first` on, made together."""
         tasks = [self._task_steps(task, first, steps) for task in self._counts]
         return [
-            StepData([(task, batch) for task, (_, own) in parts for batch in own], [d for _, (d, _) in parts])
-            for parts in (list(zip(self._counts, step, strict=True)) for step in zip(*tasks, strict=True))
+            StepData([pair for _, pairs in parts for pair in pairs], [drawn for drawn, _ in parts])
+            for parts in zip(*tasks, strict=True)
         ]
 
     @property
     def block_steps(self) -> int:
         """The number of steps that are made together."""
-        tokens = sum(self.shapes[task].tokens * count for task, (count, _) in self._cuts.items())
+        tokens = sum(self.shapes[task].tokens * count for task, (count, _) in self.cuts.items())
         return 1 if "vqa" in self._counts else max(1, BLOCK_TOKENS // tokens)
 
     def validation_batches(self, task: str) -> Iterator[Batch]:
@@ -173,10 +167,9 @@ class Feed:
 
     def _shape(self, task: str, image: ImageShape, saved: Mapping[str, int] | None) -> BatchShape:
         """The shape that holds every micro-batch of the run and of its validations."""
-        train, steps, (count, samples) = self.train[task], self._config.steps, self._cuts[task]
+        train, steps, (count, samples) = self.train[task], self._config.steps, self.cuts[task]
         sizes = [[self.plan.sizes(task, steps, own)] for own in (train.num_tokens, train.supervised_tokens)]
-        if task in self.validation:
-            rows = self.validation[task]
+        if rows := self.validation.get(task):
             order = rows.even_order(samples, task, "validation")
             for blocks, own in zip(sizes, (rows.num_tokens, rows.supervised_tokens), strict=True):
                 blocks.append(in_micro_batches(own[order], samples))
@@ -184,29 +177,37 @@ class Feed:
         typical = count * min(steps, TYPICAL_STEPS)
         return shape_for(task, tokens_MN, supervised_MN, image, typical=typical, saved=saved)
 
-    def _task_steps(self, task: str, first: int, steps: int) -> list[tuple[DrawnSamples, list[Batch]]]:
+    def _task_steps(
+        self, task: str, first: int, steps: int
+    ) -> Iterator[tuple[DrawnSamples, list[tuple[str, Batch]]]]:
         """The task's samples and batches of each step."""
-        count, shape = self._counts[task], self.shapes[task]
+        count, shape, config = self._counts[task], self.shapes[task], self._config
         draw = self.plan.draw(task, first, steps)
         rows, epochs = self.train[task].block(draw.indices), draw.epochs.tolist()
-        if task == "t2i" and self._config.null_prompt_prob:
-            rows = without_prompts(rows, self._nulled(rows, epochs), self._special)
+        if task == "t2i" and config.null_prompt_prob:
+            uses, share = enumerate(zip(rows.sample_ids, epochs, strict=True)), config.null_prompt_prob
+            nulled = [i for i, (name, epoch) in uses if null_prompt(config.seed, name, epoch, share)]
+            rows = without_prompts(rows, nulled, self._special)
         sizes = [min(shape.samples, count - start) for start in range(0, count, shape.samples)]
         batches = iter(collate(task, rows, sizes * steps, shape, self._special))
-        own = [slice(start, start + count) for start in range(0, len(rows), count)]
-        return [
-            (
-                DrawnSamples(task, rows.sample_ids[step], epochs[step], shape.samples),
-                [next(batches) for _ in sizes],
-            )
-            for step in own
-        ]
+        for own in (slice(start, start + count) for start in range(0, len(rows), count)):
+            drawn = DrawnSamples(task, rows.sample_ids[own], epochs[own], shape.samples)
+            yield drawn, [(task, next(batches)) for _ in sizes]
 
-    def _nulled(self, rows: RowBlock, epochs: list[int]) -> list[int]:
-        """Which of the t2i rows lose their prompt; it differs from epoch to epoch."""
-        seed, share = self._config.seed, self._config.null_prompt_prob
-        uses = enumerate(zip(rows.sample_ids, epochs, strict=True))
-        return [i for i, (name, epoch) in uses if null_prompt(seed, name, epoch, share)]
+
+def _rows(shards: ShardSet, split: str, task: str, config: TrainConfig, limit: int | None) -> SelectedRows:
+    """The task's rows of a split. Raises UserError if one is too long, or if there are none to train on."""
+    rows = shards.rows(split, task)
+    selected = select_rows(rows, config.sources, limit)
+    if split == "train" and not len(selected):
+        found = ", ".join(sorted(pc.unique(rows.column("source")).to_pylist()))
+        raise UserError(f"sources: no train/{task} rows of {', '.join(config.sources)}; there are {found}")
+    if (longest := int(selected.num_tokens.max(initial=0))) > config.max_length:
+        raise UserError(
+            f"max_length: the longest {task} sample has {longest} tokens, more than {config.max_length}; "
+            "samples are never cut, so raise --max-length or build the shards with a shorter limit"
+        )
+    return selected
 
 
 def steps_ahead(feed: Feed, first: int, last: int) -> Iterator[tuple[int, StepData, float]]:
@@ -227,35 +228,3 @@ def steps_ahead(feed: Feed, first: int, last: int) -> Iterator[tuple[int, StepDa
                     step, waited = step + 1, 0.0
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _training_rows(shards: ShardSet, task: str, config: TrainConfig) -> SelectedRows:
-    rows = shards.rows("train", task)
-    selected = select_rows(rows, config.sources, config.samples.get(task))
-    if not len(selected):
-        found = ", ".join(sorted(pc.unique(rows.column("source")).to_pylist()))
-        raise UserError(f"sources: no train/{task} rows of {', '.join(config.sources)}; there are {found}")
-    return _short_enough(selected, task, config.max_length)
-
-
-def _validation_rows(shards: ShardSet, config: TrainConfig) -> Mapping[str, SelectedRows]:
-    """The rows of every validation, by hash, of the tasks that have any."""
-    selected = {
-        task: select_rows(shards.rows("validation", task), config.sources, config.eval_samples)
-        for task in config.counts
-        if ("validation", task) in shards.splits_tasks()
-    }
-    return {
-        task: _short_enough(rows, task, config.max_length) for task, rows in selected.items() if len(rows)
-    }
-
-
-def _short_enough(rows: SelectedRows, task: str, max_length: int) -> SelectedRows:
-    """The rows. Raises UserError if one is too long."""
-    longest = int(rows.num_tokens.max())
-    if longest > max_length:
-        raise UserError(
-            f"max_length: the longest {task} sample has {longest} tokens, more than {max_length}; samples "
-            "are never cut, so raise --max-length or build the shards with a shorter limit"
-        )
-    return rows

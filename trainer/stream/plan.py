@@ -12,8 +12,8 @@ micro-batches does not change its samples.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -21,18 +21,12 @@ import xxhash
 PLAN_VERSION = 1
 """Raised when the same seed and rows give other steps; runs of an older plan are not resumed."""
 
-ALIKE = 8
-"""Weights are alike within a standard deviation over this."""
-
-DEALT_ROWS = 4096
-"""Epochs are dealt together up to this many rows: numpy's calls cost more than a short epoch."""
-
-_BLOCK = 4096
-"""Steps that `sizes` draws at a time."""
+ALIKE = 8  # weights are alike within a standard deviation over this
+DEALT_ROWS = 4096  # epochs are dealt together up to this: numpy's calls cost more than a short epoch
+_BLOCK = 4096  # steps that `sizes` draws at a time
 
 
-@dataclass(frozen=True)
-class TaskDraw:
+class TaskDraw(NamedTuple):
     """A task's samples in order. indices: int64, of its selected rows. epochs: int64, earlier uses."""
 
     indices: np.ndarray
@@ -51,6 +45,7 @@ class Plan:
     ) -> None:
         """weights: of each selected row (`sample_weights`). counts, samples: of a step, of a micro-batch."""
         self._seed, self._weights, self._counts, self._samples = seed, weights, counts, samples
+        self._together = {task: max(1, DEALT_ROWS // len(rows)) for task, rows in weights.items()}
         self.orders = lru_cache(maxsize=8)(self._orders)
 
     def epochs(self, task: str, steps: int) -> float:
@@ -71,7 +66,7 @@ class Plan:
         """The samples of `steps` steps from step `first` (1 is the first)."""
         count, size = self._counts[task], len(self._weights[task])
         places = (first - 1) * count + np.arange(steps * count)
-        epochs, turns = places // size, places // (size * epochs_together(size))
+        epochs, turns = places // size, places // (size * self._together[task])
         indices = np.empty(len(places), np.int64)
         for turn in range(int(turns[0]), int(turns[-1]) + 1):
             now = turns == turn
@@ -84,8 +79,7 @@ class Plan:
     def _orders(self, task: str, turn: int) -> np.ndarray:
         """The orders of the epochs that are dealt together, int64 (epochs, rows)."""
         weights, count = self._weights[task], self._counts[task]
-        together = epochs_together(len(weights))
-        epochs = range(turn * together, (turn + 1) * together)
+        epochs = range(turn * self._together[task], (turn + 1) * self._together[task])
         words = np.stack([random_words(len(weights), self._seed, task, "order", epoch) for epoch in epochs])
         orders = np.empty(words.shape, np.int64)
         # The epoch before has taken the first places of a step that this one completes.
@@ -96,9 +90,10 @@ class Plan:
         return orders
 
 
-def epochs_together(rows: int) -> int:
-    """How many epochs of this many rows are dealt together."""
-    return max(1, DEALT_ROWS // rows)
+def cut(count: int, micro_batch: int) -> tuple[int, int]:
+    """(micro-batches, samples of each) that hold `count` samples evenly: 5 by at most 4 is 2 of 3."""
+    micro_batches = -(-count // micro_batch)
+    return micro_batches, -(-count // micro_batches)
 
 
 def sample_weights(tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:

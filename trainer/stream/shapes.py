@@ -7,19 +7,15 @@ slots, separated by segment ids. Attention costs rows × length², so short samp
 # Shapes: M micro-batches, N samples of one. Of a `Batch`: P flat tokens, B attention rows of S slots, N
 # states that predict, I images, T tokens of an image, H W C pixels.
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from janus.model.config import JanusConfig
+from janus.model.config import JanusConfig
 
-ROUND_TO = 16
-"""Sizes are rounded up to a multiple of this."""
+ROUND_TO = 16  # sizes are rounded up to a multiple
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class ImageShape:
     codes: int
 
     @classmethod
-    def of(cls, model: JanusConfig) -> ImageShape:
+    def of(cls, model: JanusConfig) -> Self:
         return cls(model.vision.image_size, model.num_image_tokens, model.vq.num_embeddings)
 
 
@@ -54,8 +50,8 @@ class BatchShape:
     @property
     def sizes(self) -> dict[str, int]:
         """What depends on the run's samples. A resumed run keeps it: other padding changes how sums round."""
-        names = {"rows": "attention_rows", "length": "length", "tokens": "tokens", "states": "states"}
-        return {key: getattr(self, name) for key, name in names.items()}
+        sizes = {"length": self.length, "tokens": self.tokens, "states": self.states}
+        return {"rows": self.attention_rows, **sizes}
 
 
 @dataclass(frozen=True)
@@ -144,10 +140,8 @@ def fullest_row(lengths_MN: np.ndarray, rows: int) -> int:
 
 def cheapest_rows(lengths_MN: np.ndarray) -> int:
     """The number of attention rows with which attention over these micro-batches costs least."""
-    samples = lengths_MN.shape[1]
-    return min(
-        range(samples, 0, -1), key=lambda rows: rows * round_up(fullest_row(lengths_MN, rows) + 1) ** 2
-    )
+    numbers = range(lengths_MN.shape[1], 0, -1)
+    return min(numbers, key=lambda rows: rows * round_up(fullest_row(lengths_MN, rows) + 1) ** 2)
 
 
 def in_micro_batches(sizes: np.ndarray, samples: int) -> np.ndarray:
