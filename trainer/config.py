@@ -30,7 +30,6 @@ class TaskCounts(click.ParamType):
     takes_lists = True
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Raises click.BadParameter naming what was expected."""
         text = value if isinstance(value, str) else ""
         if isinstance(value, Mapping):
             pairs = list(value.items())
@@ -182,10 +181,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def resolve(given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration from parsed values: a recipe's, overridden by the command line's.
-
-    Raises UserError naming the fields that contradict each other.
-    """
+    """The configuration from a recipe's values and the command line's. UserError names contradictions."""
     stage = STAGES[given.get("stage", TrainConfig.stage)]
     # At most a tenth: a short trial of stage 2 would otherwise end within its 5000 steps of warm-up.
     warmup_steps = min(stage.warmup_steps, given.get("steps", TrainConfig.steps) // 10)

@@ -30,7 +30,7 @@ def test_counts_hold_the_ratio_exactly(ratio: tuple[int, ...], times: int) -> No
 def test_a_batch_that_cannot_hold_the_ratio_says_which_could() -> None:
     with pytest.raises(UserError, match=r"12 samples .* 5:1:4 \(vqa:text:t2i\) .* use 10 or 20"):
         counts_per_step({"vqa": 5, "text": 1, "t2i": 4}, 12)
-    assert [resolve({"ratio": ratio}).batch_size for ratio in ({"vqa": 1, "t2i": 3}, {"vqa": 9})] == [8, 8]
+    assert [resolve({"stage": stage}).batch_size for stage in (1, 3)] == [8, 10]
 
 
 def test_fixed_samples_give_the_ratio_and_a_single_task_is_alone() -> None:

@@ -71,10 +71,7 @@ class PubmedQuestions:
 
 
 def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> PubmedQuestions:
-    """The questions of the list `path`, {pubid: yes, no or maybe}, that the shards hold.
-
-    Raises UserError if it is no such list, or they hold none.
-    """
+    """Those of the list `path`, {pubid: yes, no or maybe}, that the shards hold. UserError if none."""
     decisions = read_json(path, "give PubMedQA's data/test_ground_truth.json")
     for pubid, decision in decisions.items():
         if decision not in DECISIONS:

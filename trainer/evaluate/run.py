@@ -50,10 +50,7 @@ the likeliest pubmedqa answer, else token accuracy. nll: −log p per target; fo
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Evaluate as configured; returns the JSON file. Raises UserError for what does not fit together.
-
-    Each file is written by an atomic write, the JSON last.
-    """
+    """Evaluate as configured; returns the JSON file, written last. UserError if something does not fit."""
     began = time.perf_counter()
     evaluation = _Evaluation(config)
     click.echo(f"model: {evaluation.folder.description}")

@@ -55,10 +55,7 @@ def score_batch(
 def score_samples(
     model: Janus, task: str, samples: Sequence[Sample], size: int, image: ImageShape, special: SpecialTokens
 ) -> list[Score]:
-    """The score of each sample, in order, through one graph; test samples are allowed.
-
-    size: samples per batch, dealt so that batches weigh nearly the same.
-    """
+    """The score of each sample, also a test one, in order; `size` a batch, dealt to weigh nearly the same."""
     token_scores = network_graphs(model.config).compile(TokenScores(TaskLoss(model, task)), f"score {task}")
     size = min(size, len(samples))
     tokens = np.array([len(sample.input_ids) for sample in samples])

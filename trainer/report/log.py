@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from janus.common.console import Display
 from trainer.report.meters import step_time
@@ -88,14 +86,12 @@ class RunLog(ExitStack):
             os.fsync(file.fileno())
 
     def summary(self, checkpoint: Path, step_seconds: Sequence[float], seconds: float) -> None:
-        """Say validation loss per task before and after, and the run's figures.
-
-        step_seconds: of every step that compiled nothing. seconds: of the whole run.
-        """
+        """Say validation losses and figures. step_seconds: of every step that compiled nothing."""
         steps = [record for record in self.records if record["kind"] == "step"]
         losses = [record["loss_per_task"] for record in self.records if record["kind"] == "validation"]
-        for line in _losses_table(losses[0], losses[-1]) if losses else ():
-            self.say(line)
+        for task, loss in losses[-1].items() if losses else ():
+            before = f"{losses[0][task]:.4f} → " if task in losses[0] else ""
+            self.say(f"validation loss, {task}: {before}{loss:.4f}")
         for line in _figures(steps, step_seconds) if steps else ():  # none where every step was skipped
             self.say(line)
         self.say(f"run: {self._out}, {seconds:.1f} s in total")
@@ -139,33 +135,21 @@ def _losses(per_task: Mapping[str, float]) -> str:
     return " ".join(f"{task} {loss:.4f}" for task, loss in per_task.items())
 
 
-def _losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    table = Table("validation loss", "before", "after", "change")
-    for task, loss in after.items():
-        known = (f"{before[task]:.4f}", f"{loss - before[task]:+.4f}") if task in before else ("", "")
-        table.add_row(task, known[0], f"{loss:.4f}", known[1])
-    console = Console(width=100, no_color=True, force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    return [line.rstrip() for line in captured.get().rstrip().splitlines()]
-
-
 def _figures(steps: Sequence[Mapping[str, Any]], step_seconds: Sequence[float]) -> Iterator[str]:
     """The closing lines of the meters: medians over the log lines, step time over every step."""
-
-    def median(name: str) -> float:
-        return statistics.median(record[name] for record in steps)
-
+    names = ("samples_per_second", "tokens_per_second", "slots_per_second", "flops_per_second")
+    samples, tokens, slots, flops, padding, wait = (
+        statistics.median(record[name] for record in steps) for name in (*names, "padding", "data_wait")
+    )
     last, step = steps[-1], "every step compiled a graph"
     if step_seconds:
         step = "{:.3f} s, p95 {:.3f} s".format(*step_time(step_seconds).values())
     yield (
-        f"step: {step}; {median('samples_per_second'):.1f} samples/s, {median('tokens_per_second'):.0f} real "
-        f"of {median('slots_per_second'):.0f} padded tokens/s, {median('flops_per_second') / 1e9:.1f} GF/s "
-        f"(medians); padding {median('padding'):.1%}"
+        f"step: {step}; {samples:.1f} samples/s, {tokens:.0f} real of {slots:.0f} padded tokens/s, "
+        f"{flops / 1e9:.1f} GF/s (medians); padding {padding:.1%}"
     )
     waited = sum(record["data_wait_seconds"] for record in steps)
-    yield f"data: waited for {waited:.2f} s, {median('data_wait'):.2%} of the time (median)"
+    yield f"data: waited for {waited:.2f} s, {wait:.2%} of the time (median)"
     graphs = f"{last['compilations']}, {last['loaded']} of them loaded from the cache"
     yield f"graphs: {graphs}; {last['compile_seconds']:.1f} s until their first results"
     yield f"memory: peak {last['peak_memory'] / 2**30:.2f} GiB"

@@ -65,10 +65,8 @@ class History:
         """Task, first and last loss, and its kind: validation, or training if there is no validation."""
         rows = []
         for task in TASK_ORDER:
-            validation, training = (
-                self.values(kind, f"loss_per_task/{task}") for kind in ("validation", "step")
-            )
-            if values := validation or training:
+            validation = self.values("validation", f"loss_per_task/{task}")
+            if values := validation or self.values("step", f"loss_per_task/{task}"):
                 rows.append((task, values[0], values[-1], "validation" if validation else "training"))
         return rows
 

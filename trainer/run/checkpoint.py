@@ -51,10 +51,7 @@ class RunCheckpoint:
     state: RunState
 
     def kept_shapes(self, now: Mapping[str, Any], accepted: Collection[str]) -> Mapping[str, Any]:
-        """The static shapes that a resumed run keeps; none if an accepted change affects its numbers.
-
-        now: the fingerprint, without shapes. Raises UserError as `resumed_state`.
-        """
+        """The shapes to keep, {} if an accepted change affects the numbers; raises as `resumed_state`."""
         shapes = self.state.fingerprint.get(SHAPES)
         state = self.resumed_state({**now, SHAPES: shapes}, set(accepted) - {SHAPES})
         return {} if shapes is None or state != self.state else shapes
@@ -97,10 +94,7 @@ def fingerprint(config: TrainConfig, shards_sha256: str) -> dict[str, Any]:
 def save_checkpoint(
     out: Path, step: int, save_model: Callable[[Path], object], optimizer: dict[str, Tensor], state: RunState
 ) -> Path:
-    """Write the checkpoint of `step`; returns its folder. Raises UserError if the disk does not take it.
-
-    save_model: writes the model's files into a folder.
-    """
+    """Write a checkpoint, its model by `save_model`; returns its folder. UserError if the disk is full."""
     target = out / "checkpoints" / f"step-{step:06d}"
 
     def write(folder: Path) -> None:
@@ -130,8 +124,8 @@ def remove_old(out: Path, keep: int, source: Path | None = None) -> None:
 def newest_checkpoint(out: Path, warn: Callable[[str], None], rename: bool = True) -> RunCheckpoint | None:
     """The newest whole checkpoint, None if there never was one; UserError if there are some, all damaged.
 
-    Each damaged one is warned of. rename: to `damaged-step-…`, so that `keep` does not count them; not for
-    readers, as the run may still be in progress.
+    rename: damaged ones to `damaged-step-…`, so that `keep` does not count them. A reader must not: the run
+    may still be in progress.
     """
     damaged: dict[Path, str] = {}
     for folder in _folders(out):

@@ -32,10 +32,7 @@ class Skips:
     def add(
         self, step: int, data: StepData, numbers: StepNumbers, weights: Iterable[Parameter]
     ) -> tuple[dict[str, Any], str]:
-        """Record a step that is not finite; returns its metrics record and log line.
-
-        Raises UserError if no further step may be skipped, OSError if the disk does not take the record.
-        """
+        """Record the step; returns metrics record and log line. UserError if no more may be skipped."""
         folder = self.out / "nonfinite" / f"step-{step:06d}"
         write_folder(folder, lambda folder: _write(folder, step, data, numbers, weights))
         per_target = {task: total / numbers.supervised[task] for task, total in numbers.loss_sum.items()}

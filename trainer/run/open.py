@@ -97,10 +97,7 @@ def check_model(
 
 
 def named_folder(config: TrainConfig, resume: bool) -> Path | None:
-    """The folder that --out names, None without --out. A run is never overwritten.
-
-    Raises UserError if the folder holds a run and `resume` is False, or none and it is True.
-    """
+    """The folder that --out names, or None. UserError if it holds a run without `resume`, or none with it."""
     out = Path(config.out)
     if resume and not config.out:
         newest = max(OUTPUTS.glob(f"*/{CONFIG}"), default=None, key=lambda path: path.stat().st_mtime)

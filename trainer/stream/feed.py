@@ -82,14 +82,16 @@ class DrawnSamples:
 
 @dataclass(frozen=True)
 class StepData:
-    """The micro-batches of one step, the samples they are made of, and the sizes of all of them together."""
+    """The micro-batches of one step, the samples they are made of, and the sizes of all of them together.
+
+    supervised: what the summed loss is divided by. tokens, slots: without and with padding.
+    """
 
     batches: list[tuple[str, Batch]]
     drawn: list[DrawnSamples]
 
     @property
     def supervised(self) -> int:
-        """Supervised tokens of the whole step: what the summed loss is divided by."""
         return sum(batch.supervised for _, batch in self.batches)
 
     @property
@@ -98,12 +100,10 @@ class StepData:
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding."""
         return sum(batch.tokens for _, batch in self.batches)
 
     @property
     def slots(self) -> int:
-        """Tokens with padding: those that are computed."""
         return sum(batch.input_ids_P.size for _, batch in self.batches)
 
 

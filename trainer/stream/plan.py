@@ -131,10 +131,7 @@ def _sorted_by(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def level(weights_SC: np.ndarray, samples: int) -> np.ndarray:
-    """Orders of each step, int64 (S, C), in which `samples` consecutive samples weigh nearly the same.
-
-    As `deal`; samples that fill no whole micro-batch come last.
-    """
+    """Orders of each step, int64 (S, C), as of `deal` for `samples` in a row; the loose samples come last."""
     steps, count = weights_SC.shape
     if samples >= count:
         return np.tile(np.arange(count), (steps, 1))
@@ -147,10 +144,7 @@ def level(weights_SC: np.ndarray, samples: int) -> np.ndarray:
 
 
 def _rounds(weights_SC: np.ndarray, count: int) -> np.ndarray:
-    """Places, int64 (S, C): `count` consecutive ones are a group, dealt to it round by round.
-
-    weights_SC: each step's heaviest first.
-    """
+    """Places, int64 (S, C), heaviest given first: `count` in a row are a group, dealt round by round."""
     steps, samples = weights_SC.shape
     groups = samples // count
     dealt = np.empty((steps, groups, count), np.int64)

@@ -56,10 +56,7 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one task; see docs/DESIGN.md for the arrays.
-
-    samples, tokens, supervised: how many real ones it holds.
-    """
+    """One micro-batch of one task; arrays as in docs/step.md. samples, tokens, supervised: real ones."""
 
     input_ids_P: np.ndarray
     position_ids_P: np.ndarray
@@ -101,15 +98,11 @@ def shape_for(
     """
     samples, least = tokens_MN.shape[1], saved or {}
     rows = least.get("rows") or cheapest_rows(tokens_MN[:typical])
-    return BatchShape(
-        samples=samples,
-        attention_rows=rows,
-        length=max(round_up(fullest_row(tokens_MN, rows) + 1), least.get("length", 0)),
-        tokens=max(round_up(int(tokens_MN.sum(1).max()) + 1), least.get("tokens", 0)),
-        states=max(round_up(int(supervised_MN.sum(1).max())), least.get("states", 0)),
-        images=0 if task == "text" else samples,
-        image=image,
-    )
+    length = max(round_up(fullest_row(tokens_MN, rows) + 1), least.get("length", 0))
+    tokens = max(round_up(int(tokens_MN.sum(1).max()) + 1), least.get("tokens", 0))
+    states = max(round_up(int(supervised_MN.sum(1).max())), least.get("states", 0))
+    images = 0 if task == "text" else samples
+    return BatchShape(samples, rows, length, tokens, states, images, image)
 
 
 def pack(lengths_MN: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
