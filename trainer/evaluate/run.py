@@ -129,7 +129,8 @@ class _Evaluation:
             predictions = generate_answers(generator, self.tokenizer, samples, config.max_tokens, advance)
         self.metrics["vqa"] |= answer_metrics(predictions, answers)
         if ("train", "vqa") in self.shards.splits_tasks():
-            always = self.baseline["vqa"] = commonest(self.shards.rows("train", "vqa").column("answer").to_pylist())
+            always = commonest(self.shards.rows("train", "vqa").column("answer").to_pylist())
+            self.baseline["vqa"] = always
             figures = answer_metrics([always] * len(samples), answers)
             figures = {f"baseline_{name}": x for name, x in figures.items() if "questions" not in name}
             self.metrics["vqa"] |= figures
