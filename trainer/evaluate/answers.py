@@ -9,9 +9,9 @@ questions that name their choices count as open here.
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from janus.generate.generate import Generator, OnToken, Prompt
+from janus.generate.generate import Generator, Prompt
 from janus.model.janus import Janus
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer
@@ -66,7 +66,11 @@ def commonest(answers: Sequence[str]) -> str:
 
 
 def generate_answers(
-    generator: Generator, tokenizer: JanusTokenizer, samples: list[Sample], max_tokens: int, on_token: OnToken
+    generator: Generator,
+    tokenizer: JanusTokenizer,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    on_token: Callable[[], object] = lambda: None,
 ) -> list[str]:
     """The greedy answer to each vqa sample's question and picture, as text."""
     prompts = [Prompt(before_answer(s.input_ids, s.supervised), s.image) for s in samples]
@@ -89,7 +93,6 @@ class Probe:
 
     def metrics(self) -> dict[str, float]:
         """exact_match, f1 and the number of questions; only for a run with held-out questions."""
-        samples = self._samples
-        predictions = generate_answers(self._generator, self._tokenizer, samples, MAX_TOKENS, lambda: None)
-        figures = answer_metrics(predictions, [sample.answer for sample in samples])
+        predictions = generate_answers(self._generator, self._tokenizer, self._samples, MAX_TOKENS)
+        figures = answer_metrics(predictions, [sample.answer for sample in self._samples])
         return {name: figures[name] for name in ("exact_match", "f1", "questions")}
