@@ -204,7 +204,7 @@ def _layout(batch: pa.RecordBatch) -> tuple[list[memoryview], np.ndarray, np.nda
     starts_RF = np.stack([offsets[:-1] for offsets in offsets_FN], 1)
     lengths_RF = np.stack([np.diff(offsets) for offsets in offsets_FN], 1).astype(np.int32)
     for name in ("image_sha256", "image_tokens", "image"):
-        lengths_RF[np.asarray(batch[name].is_null()), _PLACE[name]] = -1
+        lengths_RF[batch[name].is_null().to_numpy(zero_copy_only=False), _PLACE[name]] = -1
     return [columns[name][1] for name in FIELDS], starts_RF, lengths_RF
 
 
@@ -219,7 +219,7 @@ def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
 
 def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:
     """Offsets, int64 (rows + 1,), and values."""
-    return np.asarray(column.offsets, np.int64), column.values
+    return column.offsets.to_numpy().astype(np.int64), column.values
 
 
 def _fixed(column: pa.Array) -> memoryview:
