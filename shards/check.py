@@ -45,11 +45,8 @@ from shards.schema import CONTENT_SCHEMA
 from shards.write import write_shards
 
 STAMP = ".checked.json"
-SHOWN_BYTES = 1 << 30
-"""Checks of fewer bytes show no progress."""
-
-_Facts = list[int]
-"""Size, time of the last change of content and of the file itself, in ns."""
+SHOWN_BYTES = 1 << 30  # checks of fewer bytes show no progress
+_Facts = list[int]  # size, time of the last change of content and of the file itself, in ns
 
 
 def open_verified(folder: Path) -> ShardSet:

@@ -28,21 +28,15 @@ from janus.common.files import hash_file
 from shards.manifest import PICTURES
 from shards.read import ShardSet
 
-SIDE = 16
-"""Frequencies in each direction; a hash has SIDE² bits."""
-
-NEAR = 23
-"""Bits in which near-duplicates differ at most."""
-
-FLAT = 4.0
-"""Standard deviation of grey (0 to 255) below which a picture has no hash: blank ones would all be alike."""
-
-GRID = 8
-"""Cells of the grid of colours in each direction."""
-
-COLOUR = 24
-"""Levels in which near-duplicates differ at most in any cell: of chroma, and of light, 32 to a deviation."""
-
+SIDE = 16  # frequencies in each direction; a hash has SIDE² bits
+NEAR = 23  # bits in which near-duplicates differ at most
+FLAT = (
+    4.0  # standard deviation of grey (0 to 255) below which there is no hash: blank pictures would be alike
+)
+GRID = 8  # cells of the grid of colours in each direction
+COLOUR = (
+    24  # levels in which near-duplicates differ at most in any cell: chroma, and light, 32 to a deviation
+)
 BIT_BYTES = SIDE**2 // 8
 HASH_BYTES = BIT_BYTES + 3 * GRID**2
 _REDUCED = 4 * SIDE

@@ -37,10 +37,8 @@ class RowBytes:
     def of(cls, rows: Sequence[Sequence[Any]]) -> Self:
         """At least one row, each with the bytes of every field, None for null."""
         lengths = [[-1 if field is None else len(field) for field in row] for row in rows]
-        columns: list[Sequence[Any]] = [
-            [b"" if field is None else field for field in column] for column in zip(*rows, strict=True)
-        ]
-        return cls(columns, np.array(lengths, np.int64))
+        columns = [[field or b"" for field in column] for column in zip(*rows, strict=True)]
+        return cls(list(columns), np.array(lengths, np.int64))
 
     def hashes(self) -> list[int]:
         """Each row's content hash: xxh3_64 of all lengths (int64, −1 for null), then of all bytes.

@@ -24,10 +24,8 @@ from shards.schema import CONTENT_SCHEMA, SCHEMA
 from shards.tar import TarSink
 
 SHARD_BYTES = 256 << 20
-BATCH_ROWS = {"text": 1024, "vqa": 64, "t2i": 64}
-"""Rows of a record batch; 64 images are 28 MB."""
-BLOCK = 1 << 20
-"""Smaller writes are gathered to this many bytes; larger ones pass without a copy."""
+BATCH_ROWS = {"text": 1024, "vqa": 64, "t2i": 64}  # of a record batch; 64 images are 28 MB
+BLOCK = 1 << 20  # smaller writes are gathered to this many bytes; larger ones pass without a copy
 
 
 def write_shards(

@@ -16,12 +16,8 @@ from shards.read import ShardSet
 from shards.schema import Sample
 
 SEED = 0
-PICTURE_BYTES = 12_000_000
-"""All pictures together, before base64 makes them a third larger: the page stays under 20 MB."""
-
-TEXT_CHARACTERS = 2_500_000
-"""All samples together; each field of a sample is cut at its share, but not below a screenful."""
-
+PICTURE_BYTES = 12_000_000  # of all pictures; base64 makes them a third larger: the page stays under 20 MB
+TEXT_CHARACTERS = 2_500_000  # of all samples; each field is cut at its share, but not below a screenful
 _FIELDS_PER_SAMPLE, _SCREENFUL, _LONGEST = 4, 500, 6000
 
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -65,10 +61,9 @@ def code_decoder(shards: ShardSet, model: str) -> Decode:
     return vq_decoder(folder)
 
 
-def cards(
-    shards: ShardSet, chosen: pl.DataFrame, tokenizer: Tokenizer, decode: Decode | None
-) -> list[dict[str, Any]]:
+def cards(shards: ShardSet, chosen: pl.DataFrame, decode: Decode | None) -> list[dict[str, Any]]:
     """What the page shows of each chosen row. Raises UserError that names a damaged row."""
+    tokenizer = Tokenizer.from_file(str(shards.folder / TOKENIZER))
     text_limit = max(_SCREENFUL, min(_LONGEST, TEXT_CHARACTERS // (_FIELDS_PER_SAMPLE * chosen.height)))
     pictures = chosen.filter(pl.col("task") != "text").height * (2 if decode else 1)
     picture_limit = PICTURE_BYTES // max(1, pictures)
@@ -117,10 +112,11 @@ def marked_pieces(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]
     """The sample's tokens as text, cut where supervision begins or ends: (text, whether it is supervised)."""
     spans = sample.supervised.tolist()
     edges = sorted({0, len(sample.input_ids), *chain.from_iterable(spans)})
-    texts = [_decoded(sample.input_ids[lo:hi].tolist(), tokenizer) for lo, hi in pairwise(edges)]
-    return [
-        (text, any(lo <= edge < hi for lo, hi in spans)) for text, edge in zip(texts, edges, strict=False)
-    ]
+    pieces = []
+    for lo, hi in pairwise(edges):
+        supervised = any(start <= lo < end for start, end in spans)
+        pieces.append((_decoded(sample.input_ids[lo:hi].tolist(), tokenizer), supervised))
+    return pieces
 
 
 def _decoded(ids: list[int], tokenizer: Tokenizer) -> str:

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tokenizers import Tokenizer
 
 from janus.common.errors import UserError
 from janus.common.page import render_page, write_output
 from janus.prompts import SPLITS, TASKS
-from shards.manifest import TOKENIZER
 from shards.preview.gallery import cards, choose, code_decoder
 from shards.read import ShardSet
 
@@ -65,7 +63,7 @@ def write_preview(folder: Path, out: Path, model: str | None, samples: int) -> t
         "folder": str(folder),
         "manifest": shards.manifest,
         "groups": _groups(rows),
-        "samples": cards(shards, chosen, Tokenizer.from_file(str(folder / TOKENIZER)), decode),
+        "samples": cards(shards, chosen, decode),
         "tasks": [task for task in TASKS if task in chosen["task"]],
         "splits": [split for split in SPLITS if split in chosen["split"]],
         "source_names": sorted(chosen["source"].unique()),
