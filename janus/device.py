@@ -51,8 +51,7 @@ def peak_memory() -> int | None:
     """Most bytes ever allocated on the device at once; None on CPU, whose memory is the host's."""
     import mindspore as ms
 
-    # Never run on Ascend: untested.
-    return None if current() == "CPU" else ms.runtime.max_memory_allocated()
+    return None if current() == "CPU" else ms.runtime.max_memory_allocated()  # never run on Ascend: untested
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -89,10 +89,9 @@ def decode_image(data: bytes) -> Image.Image:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies an upright picture
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's EXIF parser raises anything; a broken block gives no orientation
-        return
+    except Exception as error:  # Pillow's EXIF parser raises anything; a broken block gives no orientation
+        if isinstance(error, MemoryError):
+            raise
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -67,8 +67,7 @@ class JanusTokenizer:
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text as plain text, without BOS or any other special token."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens spelled out."""

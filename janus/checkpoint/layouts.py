@@ -27,13 +27,9 @@ _VQ |= {"model_type": "janus_vqgan", "num_hidden_layers": 2}
 """What is the same in every Janus-Pro's text_config, vision_config and vq_config."""
 _LLAMA = {"num_attention_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 2048}
 """What a language_config that leaves them out means: the defaults of transformers' LlamaConfig."""
-_CLASSES = dict.fromkeys(("aligner_config", "gen_aligner_config"), "MlpProjector")
-_CLASSES |= {
-    "vision_config": "CLIPVisionTower",
-    "gen_vision_config": "VQ-16",
-    "gen_head_config": "vision_head",
-}
-"""The `cls` of each section of DeepSeek's config.json."""
+_CLASSES = {"vision_config": "CLIPVisionTower", "gen_vision_config": "VQ-16"}
+_CLASSES |= {"aligner_config": "MlpProjector", "gen_aligner_config": "MlpProjector"}
+_CLASSES |= {"gen_head_config": "vision_head"}
 
 
 def from_transformers(content: Mapping[str, Any], path: object) -> JanusConfig:

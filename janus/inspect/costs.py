@@ -11,8 +11,7 @@ Bytes. Weights, gradients and AdamW's two moments are float32: 4 bytes for every
 network (all but the VQ tokenizer), 4 + 8 for every trained one. In bfloat16 each weight is also kept cast, 2
 bytes. Activations are what the backward of `janus/model/kernels` reads again. A Llama layer keeps
 
-    9·P·D   input, normed input, rotated q and k, v, attention's output (by heads, and joined), the middle of
-            the layer, normed middle
+    9·P·D   input, normed input, rotated q and k, v, attention's output (twice), middle, normed middle
     4·P·F   gate, up, the sigmoid, their product
     H·ΣS²   the attention's probabilities
 
