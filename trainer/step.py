@@ -134,10 +134,7 @@ class TrainStep:
         self._accumulate[task](Tensor(np.float32(scale)), *map(Tensor, batch.inputs))
 
     def measure(self) -> StepNumbers:
-        """Losses and gradient norm of all micro-batches since the last step; waits for the device.
-
-        Then the caller decides to `apply` or `discard`: weights never meet a gradient that is not finite.
-        """
+        """Losses and gradient norm since the last step, for the caller to `apply` or `discard`; waits."""
         numbers = dict(zip(NUMBERS, self._measure().asnumpy().tolist(), strict=True))
         self._norm = numbers["grad_norm"]
         losses = {task: numbers[task] for task in self._supervised}

@@ -79,11 +79,7 @@ def generate_answers(
 
 
 class Probe:
-    """A few held-out questions that `--eval-every` asks during training.
-
-    Asking costs about two validations of as many vqa samples, and a key-value cache of BATCH rows. Its two
-    graphs are compiled once.
-    """
+    """A few held-out questions that `--eval-every` asks; costs two validations of as many vqa samples."""
 
     def __init__(self, run: Run, model: Janus) -> None:
         held_out = run.feed.validation.get("vqa")

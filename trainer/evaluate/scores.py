@@ -40,10 +40,7 @@ def mean_scores(scores: Sequence[Score]) -> dict[str, float]:
 def score_batch(
     token_scores: Callable[..., Any], batch: Batch, targets: Sequence[int] | None = None
 ) -> list[Score]:
-    """The score of each sample of a batch, in order; of the whole batch if `targets` is None.
-
-    token_scores: a task's `TokenScores`, compiled or not. targets: how many each sample has.
-    """
+    """The score of each sample, in order, or of the whole batch. targets: how many each sample has."""
     nll_N, hits_N = (tensor.asnumpy() for tensor in token_scores(*map(Tensor, batch.inputs)))
     scores, start = [], 0
     for count in targets if targets is not None else [batch.supervised]:

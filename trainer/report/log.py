@@ -17,10 +17,7 @@ from trainer.report.records import CHANGED, METRICS, keep_records, numbers
 
 
 class RunLog(ExitStack):
-    """The lines, files and progress bar of one run.
-
-    Each line goes to `train.log`. Step lines go to the console too, unless it is a terminal with a bar.
-    """
+    """The lines, files and progress bar of one run. A terminal shows the bar in place of step lines."""
 
     def __init__(self, out: Path, steps: int, start: int, tensorboard: bool = False) -> None:
         """start: the last step done; metrics of later steps, left by a run that died, are dropped."""

@@ -25,9 +25,8 @@ STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 SHAPES = "shapes"  # the fingerprint's field for the static shapes; `open_run` adds it
 FREE_TO_CHANGE = {"shards", "out", "steps", "save_every", "keep", "log_every", "eval_every"}
 FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard"}
-"""Options that may differ on resume: they leave the numbers of a step alone.
-
-Not mode and device: they round differently. Not eval_samples: a longer one enlarges the static shapes."""
+"""Options that may differ on resume: they leave the numbers of a step alone. Mode and device round
+differently; a larger eval_samples enlarges the static shapes."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,7 @@ class StepData:
 
 
 class Feed:
-    """Everything that a run reads: per task its training and validation rows, its shape, and the plan.
-
-    cuts: micro-batches of a step and samples of each, by task.
-    """
+    """What a run reads: the plan, and per task its rows, shape and `cuts` (micro-batches, samples of each)."""
 
     def __init__(
         self,
