@@ -108,7 +108,7 @@ class StepData:
 
 
 class Feed:
-    """What a run reads: the plan, and per task its rows, shape and `cuts` (micro-batches, samples of each)."""
+    """What a run reads: the plan, and per task its rows, shape and `cuts` (micro-batches, samples of one)."""
 
     def __init__(
         self,
