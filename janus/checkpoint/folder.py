@@ -11,7 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,8 @@ def _check_companions(config: JanusConfig, folder: Path) -> None:
 
 def _tiny(tokenizer: Path | None) -> JanusConfig:
     """The preset `tiny`; its embedding table holds every id of the tokenizer, to the next multiple of 64."""
+    tiny = PRESETS["tiny"]
     if tokenizer is None:
-        return PRESETS["tiny"]
+        return tiny
     rows = JanusTokenizer(tokenizer).highest_id + 1
-    return PRESETS["tiny"].with_vocabulary(-(-rows // 64) * 64)
+    return replace(tiny, text=replace(tiny.text, vocab_size=-(-rows // 64) * 64))

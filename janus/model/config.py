@@ -1,7 +1,6 @@
 """Sizes of a Janus-Pro network, and presets."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,6 @@ class JanusConfig:
     def num_image_tokens(self) -> int:
         """Tokens of one image, for understanding and for generation alike."""
         return self.vision.num_image_tokens
-
-    def with_vocabulary(self, vocab_size: int) -> Self:
-        """The same network with another number of rows in the embedding table and lm_head."""
-        return replace(self, text=replace(self.text, vocab_size=vocab_size))
 
 
 PRESETS = {

@@ -65,20 +65,17 @@ class Siglip(nn.Cell):
         self.patch, self.add_bias = patch, body().AddBias()
 
     def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
-        images = pixels_IHWC.shape[0]
-        x_MD = self._embed(normalise_pixels(pixels_IHWC)).astype(dtype)
+        images, side, _, channels = pixels_IHWC.shape
+        n, p = side // self.patch, self.patch
+        # A convolution whose stride is its size is one matrix product over cut-out patches.
+        cut = normalise_pixels(pixels_IHWC).reshape(images, n, p, n, p, channels).transpose(0, 1, 3, 5, 2, 4)
+        kernel = self.patch_weight.reshape(self.patch_weight.shape[0], -1)
+        x_MD = ops.matmul(cut.reshape(images * n * n, channels * p * p), kernel.transpose(1, 0))
+        x_MD = self.add_bias(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
+        x_MD = x_MD.astype(dtype)
         for layer in self.layers:
             x_MD = layer(x_MD, images)
         return self.post_layernorm(x_MD)
-
-    def _embed(self, x_IHWC: Tensor) -> Tensor:
-        """A convolution whose stride is its size is one matrix product over cut-out patches."""
-        images, side, _, channels = x_IHWC.shape
-        n, p = side // self.patch, self.patch
-        cut = x_IHWC.reshape(images, n, p, n, p, channels).transpose(0, 1, 3, 5, 2, 4)
-        kernel = self.patch_weight.reshape(self.patch_weight.shape[0], -1)
-        x_MD = ops.matmul(cut.reshape(images * n * n, channels * p * p), kernel.transpose(1, 0))
-        return self.add_bias(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
