@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +48,5 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines.cli import main
 
     data = tmp_path_factory.mktemp("sample") / "data"
-    result = CliRunner().invoke(main, ["sample", "--data", str(data)])
-    assert result.exit_code == 0, result.output
+    invoke(main, "sample", "--data", data)
     return data

@@ -1,17 +1,15 @@
 """Checkpoints of both layouts: opened, converted there and back, refused where they do not fit together."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from paths import GOLDEN, ROOT, TOKENIZERS, needs_shared
+from commands import invoke, python
+from paths import GOLDEN, TOKENIZERS, needs_shared
 from torch_files import save_torch
 from trainer_shards import CONFIG, make_model
 
@@ -22,23 +20,18 @@ from janus.cli import main
 from janus.common.errors import UserError
 
 
-def _run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
+def _convert(source: object, out: Path, layout: str, dtype: str = "as-is", code: int = 0) -> str:
+    return invoke(main, "convert", source, out, "--layout", layout, "--dtype", dtype, code=code).output
 
 
 def _refusal(folder: object) -> str:
     """The one line that a command prints about a folder it refuses."""
-    lines = _run("info", folder, code=2).strip().splitlines()
-    assert len(lines) == 1
-    return lines[0].removeprefix("Error: ")
+    (line,) = invoke(main, "info", folder, code=2).output.strip().splitlines()
+    return line.removeprefix("Error: ")
 
 
 def _tensors(folder: Path) -> dict[str, StoredTensor]:
-    checkpoint = open_model(str(folder)).checkpoint
-    assert checkpoint is not None
-    return checkpoint.tensors
+    return open_model(str(folder)).checkpoint.tensors
 
 
 def _assert_same(one: dict[str, StoredTensor], other: dict[str, StoredTensor]) -> None:
@@ -62,7 +55,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small checkpoint with a tokenizer, in both layouts."""
     folder = tmp_path_factory.mktemp("checkpoints")
     make_model(folder / "transformers")
-    _run("convert", folder / "transformers", folder / "deepseek", "--layout", "deepseek")
+    _convert(folder / "transformers", folder / "deepseek", "deepseek")
     return {name: folder / name for name in ("transformers", "deepseek")}
 
 
@@ -74,22 +67,16 @@ def transformers(originals: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deepseek(originals: dict[str, Path], tmp_path: Path) -> Path:
-    return shutil.copytree(originals["deepseek"], tmp_path / "model")
+    return shutil.copytree(originals["deepseek"], tmp_path / "deepseek")
 
 
 @needs_shared
-def test_both_layouts_of_the_reference_are_one_network() -> None:
+def test_both_layouts_of_the_reference_are_one_network_and_convert_into_each_other(tmp_path: Path) -> None:
     hf, deepseek = (open_model(str(GOLDEN / "tiny" / name)) for name in ("hf-format", "deepseek-format"))
     assert hf.config == deepseek.config
-    assert hf.checkpoint is not None
-    assert deepseek.checkpoint is not None
     assert (hf.checkpoint.layout, deepseek.checkpoint.layout) == ("transformers", "deepseek")
     _assert_same(hf.checkpoint.tensors, deepseek.checkpoint.tensors)
-
-
-@needs_shared
-def test_the_reference_converted_is_the_reference_in_the_other_layout(tmp_path: Path) -> None:
-    _run("convert", GOLDEN / "tiny" / "hf-format", tmp_path / "out", "--layout", "deepseek")
+    _convert(GOLDEN / "tiny" / "hf-format", tmp_path / "out", "deepseek")
     ours = open_safetensors(tmp_path / "out" / "model.safetensors")
     theirs = open_torch(GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin")
     extra = theirs.keys() - ours.keys()
@@ -97,52 +84,52 @@ def test_the_reference_converted_is_the_reference_in_the_other_layout(tmp_path: 
     _assert_same(ours, {name: tensor for name, tensor in theirs.items() if name not in extra})
 
 
-@pytest.mark.parametrize(("first", "dtype"), [("transformers", "as-is"), ("deepseek", "bfloat16")])
+@pytest.mark.parametrize(
+    ("first", "other", "dtype", "expected"),
+    [("transformers", "deepseek", "as-is", "F32"), ("deepseek", "transformers", "bfloat16", "BF16")],
+)
 def test_a_round_trip_loses_nothing(
-    originals: dict[str, Path], tmp_path: Path, first: str, dtype: str
+    originals: dict[str, Path], tmp_path: Path, first: str, other: str, dtype: str, expected: str
 ) -> None:
-    stored = tmp_path / "stored"
-    _run("convert", originals["transformers"], stored, "--layout", first, "--dtype", dtype)
-    other = {"deepseek": "transformers", "transformers": "deepseek"}[first]
-    _run("convert", stored, tmp_path / "there", "--layout", other)
-    _run("convert", tmp_path / "there", tmp_path / "back", "--layout", first)
-    for folder in ("there", "back"):
-        assert open_model(str(tmp_path / folder)).config == CONFIG
-        _assert_same(_tensors(stored), _tensors(tmp_path / folder))
-    expected = {"as-is": "F32", "bfloat16": "BF16"}[dtype]
+    stored, there, back = (tmp_path / name for name in ("stored", "there", "back"))
+    _convert(originals["transformers"], stored, first, dtype)
+    _convert(stored, there, other)
+    _convert(there, back, first)
+    for folder in (there, back):
+        assert open_model(str(folder)).config == CONFIG
+        _assert_same(_tensors(stored), _tensors(folder))
     assert {tensor.dtype for tensor in _tensors(stored).values()} == {expected}
-    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
-        originals["transformers"] / "tokenizer.json"
-    ).read_bytes()
+    written, original = (folder / "tokenizer.json" for folder in (back, originals["transformers"]))
+    assert written.read_bytes() == original.read_bytes()
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_bfloat16_is_the_nearest_ties_to_even(originals: dict[str, Path], tmp_path: Path) -> None:
+def test_bfloat16_is_the_nearest_ties_to_even(transformers: Path, tmp_path: Path) -> None:
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.0e38, 2.0**-130, 0, -0.0], np.float32)
-    tensors = _tensors(originals["transformers"])
-    name = "model.language_model.norm.weight"
+    tensors, name = _tensors(transformers), "model.language_model.norm.weight"
     values = np.resize(ties, tensors[name].shape)
-    source = shutil.copytree(originals["transformers"], tmp_path / "source")
-    changed = {name: TensorToSave("F32", values.shape, lambda: [values])}
-    _save(source / "model.safetensors", tensors, **changed)
-    _run("convert", source, tmp_path / "out", "--layout", "transformers", "--dtype", "bfloat16")
-    cast = _tensors(tmp_path / "out")
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(transformers, source)
+    _save(
+        source / "model.safetensors", tensors, **{name: TensorToSave("F32", values.shape, lambda: [values])}
+    )
+    _convert(source, out, "transformers", "bfloat16")
+    cast = _tensors(out)
     np.testing.assert_array_equal(cast[name].float32()[:3], [1, 1 + 2**-6, -1])
     for key, tensor in _tensors(source).items():
         exact, near = tensor.float32().astype(np.float64), cast[key].float32().astype(np.float64)
         assert np.all(np.abs(near - exact) <= np.maximum(np.abs(exact) * 2**-8, 2.0**-134))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    _run("convert", tmp_path / "out", tmp_path / "wide", "--layout", "transformers", "--dtype", "float32")
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    _convert(out, tmp_path / "wide", "transformers", "float32")
     for key, tensor in _tensors(tmp_path / "wide").items():
         np.testing.assert_array_equal(tensor.float32(), cast[key].float32())
 
 
 def test_convert_leaves_nothing_half_done(transformers: Path, tmp_path: Path) -> None:
-    assert "exists already" in _run("convert", transformers, tmp_path, "--layout", "deepseek", code=2)
-    assert "has no weights" in _run("convert", "tiny", tmp_path / "out", "--layout", "deepseek", code=2)
+    assert "exists already" in _convert(transformers, tmp_path, "deepseek", code=2)
+    assert "has no weights" in _convert("tiny", tmp_path / "out", "deepseek", code=2)
     _poison(transformers / "model.safetensors", np.nan)
-    arguments = ("convert", transformers, tmp_path / "out", "--layout", "deepseek", "--dtype", "bfloat16")
-    assert "holds NaN" in _run(*arguments, code=2)
+    assert "holds NaN" in _convert(transformers, tmp_path / "out", "deepseek", "bfloat16", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -162,32 +149,26 @@ def test_nan_in_a_checkpoint_stops_the_load(transformers: Path, value: float) ->
 
 def _in_parts(folder: Path, save: Callable, stem: str, suffix: str) -> None:
     """The weights of a folder as two files with an index."""
-    whole = folder / "model.safetensors"
-    tensors = open_safetensors(whole)
-    names = sorted(tensors)
-    parts = [f"{stem}-0000{i}-of-00002{suffix}" for i in (1, 2)]
-    for i, part in enumerate(parts):
-        save(folder / part, {name: tensors[name] for name in names[i::2]})
-    places = {name: parts[i % 2] for i, name in enumerate(names)}
+    tensors = open_safetensors(folder / "model.safetensors")
+    places = {name: f"{stem}-0000{1 + i % 2}-of-00002{suffix}" for i, name in enumerate(sorted(tensors))}
+    for part in set(places.values()):
+        save(folder / part, {name: tensors[name] for name in places if places[name] == part})
     index = json.dumps({"metadata": {}, "weight_map": places})
     (folder / f"{stem}{suffix}.index.json").write_text(index)
-    whole.unlink()
+    (folder / "model.safetensors").unlink()
 
 
 def test_parts_with_an_index_are_one_checkpoint(
-    originals: dict[str, Path], transformers: Path, tmp_path: Path
+    originals: dict[str, Path], transformers: Path, deepseek: Path
 ) -> None:
-    deepseek = shutil.copytree(originals["deepseek"], tmp_path / "deepseek")
     _in_parts(transformers, _save, "model", ".safetensors")
     _in_parts(deepseek, save_torch, "pytorch_model", ".bin")
     for folder in (transformers, deepseek):
         _assert_same(_tensors(folder), _tensors(originals["transformers"]))
-        (part,) = folder.glob("*-00002-of-*")
-        part.unlink()
-        assert _refusal(folder).startswith(f"{part}: no such file, ")
-        (index,) = folder.glob("*.index.json")
-        index.unlink()
-        assert _refusal(folder).startswith(f"{index}: no such file; ")
+        for pattern, message in (("*-00002-of-*", ": no such file, "), ("*.index.json", ": no such file; ")):
+            (path,) = folder.glob(pattern)
+            path.unlink()
+            assert _refusal(folder).startswith(f"{path}{message}")
 
 
 def test_truncated_weights_are_refused(transformers: Path) -> None:
@@ -229,16 +210,13 @@ def test_a_deepseek_config_that_contradicts_its_weights_is_refused(
 
 
 def test_deepseek_keys_are_named_as_the_file_has_them(deepseek: Path, originals: dict[str, Path]) -> None:
-    path, tensors = (
-        deepseek / "model.safetensors",
-        open_safetensors(originals["deepseek"] / "model.safetensors"),
-    )
+    tensors = open_safetensors(originals["deepseek"] / "model.safetensors")
     for name, stray in [
         ("gen_head.vision_head.bias", "gen_head.vision_head.bias2"),
         ("vision_model.vision_tower.blocks.0.attn.qkv.bias", "vision_model.vision_tower.attn_pool.q.bias"),
     ]:
         tensors[stray] = tensors.pop(name)
-    _save(path, tensors)
+    _save(deepseek / "model.safetensors", tensors)
     assert (
         "json: missing vision_model.vision_tower.blocks.0.attn.qkv.bias; missing gen_head.vision_head.bias; "
         "unexpected gen_head.vision_head.bias2; use"  # attn_pool is known and left out
@@ -256,27 +234,22 @@ def test_a_tokenizer_that_does_not_fit_is_refused(transformers: Path) -> None:
     assert _refusal(transformers) == f"{path}: special tokens absent: <|User|>; not a Janus-Pro tokenizer"
 
 
-def test_another_image_size_is_refused(transformers: Path) -> None:
-    path = transformers / "preprocessor_config.json"
-    path.write_text(json.dumps({"image_size": 384}))
-    assert _refusal(transformers).startswith(f"{path}: image size 384, the weights are for 64; ")
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (None, "no such file; a checkpoint needs it"),
-        ("{", "not JSON"),
-        ("[]", "holds no JSON object"),
-        ('{"model_type": "llama"}', "model_type is 'llama'; expected janus or multi_modality"),
-        ('{"model_type": "janus"}', "field 'text_config' is missing"),
+        ("config", None, "no such file; a checkpoint needs it"),
+        ("config", "{", "not JSON"),
+        ("config", "[]", "holds no JSON object"),
+        ("config", '{"model_type": "llama"}', "model_type is 'llama'; expected janus or multi_modality"),
+        ("config", '{"model_type": "janus"}', "field 'text_config' is missing"),
+        ("preprocessor_config", '{"image_size": 384}', "image size 384, the weights are for 64; "),
     ],
 )
-def test_a_config_that_is_not_janus_pros_is_refused(
-    transformers: Path, content: str | None, message: str
+def test_a_config_that_is_not_this_models_is_refused(
+    transformers: Path, name: str, content: str | None, message: str
 ) -> None:
-    path = transformers / "config.json"
-    path.unlink()
+    path = transformers / f"{name}.json"
+    path.unlink(missing_ok=True)
     if content is not None:
         path.write_text(content)
     assert _refusal(transformers).startswith(f"{path}: {message}")
@@ -291,21 +264,13 @@ def test_a_folder_without_weights_is_a_random_network_with_its_tokenizer() -> No
 
 def test_a_hub_id_is_taken_from_the_cache_or_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     cached = tmp_path / "hub" / "models--someone--model"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0" * 40)
     shutil.copytree(originals["deepseek"], cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
     script = "from janus.cli import main\nmain(['info', 'someone/model', '--json'], standalone_mode=False)\n"
     script += "main(['info', 'someone/else'])"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert json.loads(done.stdout)["layout"] == "deepseek", done.stderr
-    assert done.returncode == 2
+    done = python("-c", script, HF_HOME=tmp_path, HF_HUB_OFFLINE=1, code=2)
+    assert json.loads(done.stdout)["layout"] == "deepseek"
     (line,) = done.stderr.strip().splitlines()
     assert "hf download someone/else --local-dir DIR" in line
     assert "neither a folder nor a preset" in _refusal("no-such-thing")
@@ -314,19 +279,12 @@ def test_a_hub_id_is_taken_from_the_cache_or_refused(originals: dict[str, Path],
 @pytest.mark.slow
 def test_a_load_holds_one_tensor_beside_the_network(tmp_path: Path) -> None:
     """A sparse bfloat16 checkpoint of 0.9 GB in float32, in a process of its own."""
-    wide = {
-        "hidden_size": 1024,
-        "num_layers": 2,
-        "num_heads": 8,
-        "intermediate_size": 2048,
-        "vocab_size": 65_536,
-    }
+    wide = replace(CONFIG.text, hidden_size=1024, num_layers=2, intermediate_size=2048, vocab_size=65_536)
     script = f"""
 import resource
-from dataclasses import replace
 from math import prod
 from pathlib import Path
-from janus.model.config import PRESETS, TextConfig
+from janus.model.config import *
 from janus.checkpoint.folder import open_model, write_json
 from janus.checkpoint.layouts import to_transformers
 from janus.model.janus import parameter_shapes
@@ -336,7 +294,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 folder = Path({str(tmp_path)!r})
-config = replace(PRESETS["tiny"], text=TextConfig(**{wide!r}))
+config = {replace(CONFIG, text=wide)!r}
 shapes = parameter_shapes(config)
 ids = dict.fromkeys(("bos", "eos", "pad", "image_placeholder"), 0)
 write_json(folder / "config.json", to_transformers(config, ids))
@@ -346,12 +304,8 @@ with path.open("r+b") as file:
     file.truncate(path.stat().st_size + 2 * sum(map(prod, shapes.values())))
 before = peak()
 model = open_model(str(folder)).build()
-size = 4 * sum(prod(p.shape) for p in model.get_parameters())
-print(size, peak() - before)
+print(4 * sum(prod(p.shape) for p in model.get_parameters()), peak() - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    size, grown = map(int, done.stdout.split())
+    size, grown = map(int, python("-c", script).stdout.split())
     assert size > 0.5e9
     assert grown < 1.3 * size

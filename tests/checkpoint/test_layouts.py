@@ -12,7 +12,7 @@ from janus.checkpoint.layouts import from_deepseek, from_transformers, to_deepse
 from janus.checkpoint.names import UNUSED, deepseek_name
 from janus.checkpoint.tensors import StoredTensor
 from janus.common.errors import UserError
-from janus.model.config import PRESETS
+from janus.model.config import PRESETS, JanusConfig
 from janus.model.janus import parameter_shapes
 
 
@@ -21,6 +21,13 @@ def _deepseek_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if place.third is not None:
         return (3 * shape[0], *shape[1:])
     return (1, *shape) if place.leading_axis else shape
+
+
+def _deepseek_tensors(config: JanusConfig, dtype: str, path: Path) -> dict[str, StoredTensor]:
+    return {
+        deepseek_name(name).name: StoredTensor(dtype, _deepseek_shape(name, shape), path, 0)
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
 @needs_shared
@@ -52,10 +59,7 @@ def test_the_published_config_of_either_layout_gives_the_preset(size: str) -> No
     path = SHARED / "reference" / f"hf_config_{size}.json"
     assert from_transformers(json.loads(path.read_text()), path) == PRESETS[size]
     path = SHARED / "tokenizers" / f"janus-pro-{size}" / "config.json"
-    tensors = {
-        deepseek_name(name).name: StoredTensor("BF16", _deepseek_shape(name, shape), path, 0)
-        for name, shape in parameter_shapes(PRESETS[size]).items()
-    }
+    tensors = _deepseek_tensors(PRESETS[size], "BF16", path)
     assert from_deepseek(json.loads(path.read_text()), tensors, path, path) == PRESETS[size]
 
 
@@ -64,11 +68,7 @@ def test_a_written_config_of_either_layout_holds_what_its_reader_needs(size: str
     config, path = PRESETS[size], Path("c")
     ids = dict.fromkeys(("bos", "eos", "pad", "image_placeholder"), 0)
     assert from_transformers(json.loads(json.dumps(to_transformers(config, ids))), path) == config
-    tensors = {
-        deepseek_name(name).name: StoredTensor("F32", _deepseek_shape(name, shape), Path("w"), 0)
-        for name, shape in parameter_shapes(config).items()
-    }
-    content = to_deepseek(config, path)
+    content, tensors = to_deepseek(config, path), _deepseek_tensors(config, "F32", Path("w"))
     assert from_deepseek(content, tensors, path, Path("w")) == config
     content["gen_head_config"]["params"]["image_token_size"] = 7
     with pytest.raises(UserError, match="gen_head_config says image_token_size 7, w has"):

@@ -4,6 +4,8 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,31 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import save_torch, state_dict, tensor_opcodes, write_archive
+from torch_files import plain, save_torch, state_dict, tensor_opcodes, write_archive
 
 from janus.checkpoint.tensors import DTYPES, StoredTensor
 from janus.checkpoint.torchfile import open_torch
 from janus.common.errors import UserError
 
-
-def _pickle(
-    start: int, shape: tuple[int, ...], strides: tuple[int, ...], key: str = "0", count: int = 6
-) -> bytes:
-    return state_dict({"w": tensor_opcodes(key, "F32", count, start, shape, strides)})
-
-
 VALUES = np.arange(6, dtype="<f4")
 
 
-def test_views_of_a_storage_keep_their_place(tmp_path: Path) -> None:
-    path = write_archive(tmp_path / "w.bin", _pickle(2, (2, 1, 2), (2, 99, 1)), {"0": VALUES.tobytes()})
-    np.testing.assert_array_equal(open_torch(path)["w"].float32(), [[[2, 3]], [[4, 5]]])
+def _pickle(start: int, shape: tuple, strides: tuple, key: str = "0", count: int = 6) -> bytes:
+    return state_dict({"w": tensor_opcodes(key, "F32", count, start, shape, strides)})
+
+
+HONEST = _pickle(0, (2, 3), (3, 1))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file of that pickle, storage 0 being VALUES."""
+    return partial(write_archive, tmp_path / "w.bin", storages={"0": VALUES.tobytes()})
+
+
+def test_views_of_a_storage_keep_their_place(write: Callable) -> None:
+    read = open_torch(write(_pickle(2, (2, 1, 2), (2, 99, 1))))
+    np.testing.assert_array_equal(read["w"].float32(), [[[2, 3]], [[4, 5]]])
 
 
 @pytest.mark.parametrize(
@@ -40,18 +48,18 @@ def test_views_of_a_storage_keep_their_place(tmp_path: Path) -> None:
         (_pickle(0, (-2, 3), (3, 1)), {}, "reaches beyond its storage"),
         (_pickle(0, (2, 3), (3, 1), key="7"), {}, "storage 7 is missing"),
         (_pickle(0, (2, 3), (3, 1), count=7), {}, "storage 0 is too short"),
-        (_pickle(0, (2, 3), (3, 1)), {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
-        (_pickle(0, (2, 3), (3, 1)), {"byteorder": "big"}, "big-endian"),
-        (_pickle(0, (2, 3), (3, 1))[:-9], {}, "its pickle is broken"),
+        (HONEST, {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
+        (HONEST, {"byteorder": "big"}, "big-endian"),
+        (HONEST[:-9], {}, "its pickle is broken"),
         (pickle.dumps([1], 2), {}, "holds a list; expected tensors by name"),
         (pickle.dumps({"epoch": 3}, 2), {}, "epoch is no tensor"),
         (b"\x80\x02]q\x00(K\x01K\x02tQ.", {}, "its pickle is broken"),
     ],
 )
 def test_what_is_no_whole_file_of_plain_tensors_is_refused(
-    tmp_path: Path, pickled: bytes, options: dict[str, Any], message: str
+    write: Callable, pickled: bytes, options: dict[str, Any], message: str
 ) -> None:
-    path = write_archive(tmp_path / "w.bin", pickled, {"0": VALUES.tobytes()}, **options)
+    path = write(pickled, **options)
     with pytest.raises(UserError, match=message) as error:
         open_torch(path)
     assert str(path) in error.value.message
@@ -74,37 +82,34 @@ class _Runs:
     [(os.system, "posix.system"), (eval, "builtins.eval"), (getattr, "builtins.getattr")],
 )
 def test_a_foreign_name_is_refused_and_nothing_runs(
-    tmp_path: Path, function: Any, name: str, protocol: int
+    write: Callable, tmp_path: Path, function: Any, name: str, protocol: int
 ) -> None:
     mark = tmp_path / "ran"
     code = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
     evil = pickle.dumps({"w": _Runs(function, code)}, protocol).replace(b"__builtin__", b"builtins")
-    path = write_archive(tmp_path / "w.bin", evil, {})
     with pytest.raises(UserError, match=rf"its pickle asks for {name}, which no tensor needs; refused"):
-        open_torch(path)
+        open_torch(write(evil))
     assert not mark.exists()
 
 
-def test_a_pickle_cannot_change_what_it_is_given(tmp_path: Path) -> None:
+def test_a_pickle_cannot_change_what_it_is_given(write: Callable) -> None:
     """BUILD sets attributes: on the stand-ins (none of them lasts), or on a tensor (refused)."""
-    honest = _pickle(0, (2, 3), (3, 1))
-    elsewhere = pickle.dumps({"path": "/etc/passwd", "offset": 0}, 2)[2:-1] + b"b"
-    path = write_archive(tmp_path / "w.bin", honest[:-2] + elsewhere + b"s.", {"0": VALUES.tobytes()})
+    elsewhere = plain({"path": "/etc/passwd", "offset": 0}) + b"b"
     with pytest.raises(UserError, match="its pickle is broken"):
-        open_torch(path)
-    hidden = b"\x80\x02ccollections\nOrderedDict\n)R" + pickle.dumps({"items": 1, "keys": 1}, 2)[2:-1] + b"b."
-    assert open_torch(write_archive(tmp_path / "e.bin", hidden, {})) == {}
+        open_torch(write(HONEST[:-2] + elsewhere + b"s."))
+    hidden = b"\x80\x02ccollections\nOrderedDict\n)R" + plain({"items": 1, "keys": 1}) + b"b."
+    assert open_torch(write(hidden)) == {}
 
 
-def test_a_state_dict_with_metadata_is_read(tmp_path: Path) -> None:
+def test_a_state_dict_with_metadata_is_read(write: Callable) -> None:
     """model.state_dict() is an OrderedDict with an attribute."""
     content = OrderedDict()
     content._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
-    assert open_torch(write_archive(tmp_path / "w.bin", pickle.dumps(content, 2), {})) == {}
+    assert open_torch(write(pickle.dumps(content, 2))) == {}
 
 
-def test_files_cut_anywhere_or_of_the_old_format_are_refused(tmp_path: Path) -> None:
-    path = write_archive(tmp_path / "w.bin", _pickle(0, (2, 3), (3, 1)), {"0": VALUES.tobytes()})
+def test_files_cut_anywhere_or_of_the_old_format_are_refused(write: Callable) -> None:
+    path = write(HONEST)
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
@@ -119,13 +124,10 @@ def test_files_cut_anywhere_or_of_the_old_format_are_refused(tmp_path: Path) -> 
         open_torch(path)
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=4)),
-        min_size=1,
-        max_size=4,
-    )
-)
+SHAPES = st.lists(st.integers(0, 5), max_size=4)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1, max_size=4))
 def test_every_dtype_and_shape_is_read(tmp_path_factory: pytest.TempPathFactory, specs: Any) -> None:
     folder = tmp_path_factory.mktemp("torch")
     stored = {}

@@ -1,11 +1,10 @@
-"""Who may import whom, and commands that answer before anything slow is imported."""
+"""Who may import whom, commands that answer before slow imports, folders and files of a good size."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import python
 from paths import ROOT
 
 MAY_IMPORT = {
@@ -18,24 +17,20 @@ SLOW = ("mindspore", "mindone", "transformers", "webdataset", "torch")
 
 
 def _imports(path: Path) -> set[str]:
-    """Top-level packages a module imports, wherever in it."""
+    """Top-level packages a module imports, wherever in it; "" for a relative import."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            names.add("a relative import")
+        elif isinstance(node, ast.ImportFrom):
+            names.add("" if node.level else node.module.split(".")[0])
     return names
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_what_it_may(package: str) -> None:
-    modules = sorted((ROOT / package).rglob("*.py"))
-    assert modules
-    for module in modules:
-        ours = _imports(module) & {*MAY_IMPORT, "tests", "a relative import"}
+    for module in sorted((ROOT / package).rglob("*.py")):
+        ours = _imports(module) & {*MAY_IMPORT, "tests", ""}
         assert ours <= MAY_IMPORT[package], module
 
 
@@ -68,15 +63,37 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert graph == {}
 
 
-@pytest.mark.parametrize("command", ["janus", "shards", "pipelines", "trainer"])
+@pytest.mark.parametrize("command", [*MAY_IMPORT, "janus convert"])
 def test_help_answers_without_the_slow_libraries(command: str) -> None:
+    program, *arguments = command.split()
     script = (
-        f"import sys; from {command}.cli import main\n"
-        "try: main(['--help'])\n"
+        f"import sys; from {program}.cli import main\n"
+        f"try: main({[*arguments, '--help']})\n"
         f"finally: print('SLOW', [name for name in {SLOW} if name in sys.modules])"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert "Commands:" in run.stdout
-    assert "SLOW []" in run.stdout
+    said = python("-c", script).stdout
+    assert "Usage:" in said
+    assert "SLOW []" in said
+
+
+ENTRIES, LINES, FEW = 12, 300, 25
+FOLDERS = ("janus", "shards", "pipelines", "trainer", "bench")
+SHORT = {
+    "__init__.py": "says what a package is",
+    "__main__.py": "`python -m PACKAGE`",
+    "janus/common/errors.py": "the one error that every file raises",
+    "janus/device.py": "the only place that asks for a device",
+    "bench/measures/flops.py": "a formula of the benchmark alone",
+}
+"""Files that may have fewer than FEW lines, and why; by path or, for all of a name, by name."""
+
+
+@pytest.mark.parametrize("top", FOLDERS)
+def test_no_folder_is_too_full_and_no_file_too_long_or_too_short(top: str) -> None:
+    for folder in (ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())):
+        entries = [path.name for path in folder.iterdir() if path.name != "__pycache__"]
+        assert len(entries) <= ENTRIES, f"{folder}: {len(entries)}"
+    for path in (ROOT / top).rglob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        allowed = {path.name, path.relative_to(ROOT).as_posix()} & set(SHORT)
+        assert (0 if allowed else FEW) <= lines <= LINES, f"{path}: {lines}"

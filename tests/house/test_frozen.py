@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import CliRunner
+from raw_data import build_command, run_well
+from runs import train_well
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable, realistic_lengths
 
-from pipelines.cli import main as pipelines_main
-from trainer.cli import main as trainer_main
+from janus.common.files import hash_file
 from trainer.stream.plan import Plan
 
 FROZEN = Path(__file__).with_name("frozen.json")
@@ -43,11 +44,9 @@ def frozen(request: pytest.FixtureRequest) -> Any:
 
 def _processor() -> str:
     """What decides how sums round: the processor's model, its vector units and the number of cores."""
-    facts = {}
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
+    first = info.read_text().partition("\n\n")[0] if info.is_file() else ""
+    facts = dict(re.findall(r"^(.+?)\s*: (.*)$", first, flags=re.M))
     model = " ".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping"))
     vectors = "AVX-512" if "avx512f" in facts.get("flags", "") else "AVX2"
     return f"{platform.machine()} {model}, {vectors}, {os.cpu_count()} cores"
@@ -71,26 +70,30 @@ def test_the_plan_deals_the_same_samples_in_the_same_order(frozen: Any) -> None:
 
 @pytest.mark.slow
 def test_the_sample_gives_the_same_shards(sample_data: Path, tmp_path: Path, frozen: Any) -> None:
-    command = ["build", "--data", sample_data, "--tokenizer", sample_data / "tokenizer"]
-    command += ["--model", sample_data / "tiny"]
-    command += ["--work", tmp_path / "work", "--out", tmp_path / "shards"]
-    result = CliRunner().invoke(pipelines_main, list(map(str, command)))
-    assert result.exit_code == 0, result.output
-    files = sorted((tmp_path / "shards").rglob("*.arrow"))
-    shards = {
-        path.relative_to(tmp_path / "shards").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    run_well(
+        *build_command(sample_data, tmp_path, sample_data / "tokenizer", "--model", sample_data / "tiny")
+    )
+    out = tmp_path / "shards"
+    shards = {path.relative_to(out).as_posix(): hash_file(path) for path in sorted(out.rglob("*.arrow"))}
     assert shards == frozen("shards", shards)
 
 
 def test_four_mixed_steps_give_the_same_weights(tmp_path: Path, frozen: Any) -> None:
     make_model(tmp_path / "model")
     make_trainable(tmp_path / "shards", {"vqa": 7, "text": 4, "t2i": 6})
-    command = ["train", "--model", tmp_path / "model", "--shards", tmp_path / "shards", "--steps", 4]
-    command += ["--learning-rate", 1e-2, "--out", tmp_path / "run"]
-    result = CliRunner().invoke(trainer_main, list(map(str, command)))
-    assert result.exit_code == 0, result.output
+    options = (
+        "--model",
+        "model",
+        "--shards",
+        "shards",
+        "--steps",
+        4,
+        "--learning-rate",
+        1e-2,
+        "--out",
+        "run",
+    )
+    train_well(tmp_path, *options)
 
     ledger = pl.read_ipc(tmp_path / "run/ledger/*.arrow")
     order = _sha256(ledger.select("step", "task", "sample_id", "epoch", "micro_batch").rows())

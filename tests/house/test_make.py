@@ -1,13 +1,13 @@
 """What the Makefile promises: help that names everything, and paths as people have them."""
 
 import json
-import os
+import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import execute
 from paths import ROOT
 from raw_data import write_pubmedqa
 from trainer_shards import SIDE, make_model
@@ -27,22 +27,15 @@ def clone(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *arguments: str) -> str:
-    """What make prints; it must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = ["make", "-f", "Makefile", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """What make prints."""
+    return execute("make", "-f", "Makefile", *arguments, cwd=folder).stdout
 
 
 def test_make_help_lists_every_target_and_variable() -> None:
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    said = make(ROOT, "help")
-    targets = [line.split(":")[0] for line in text.splitlines() if line[:1].isalpha() and ": " in line]
-    variables = [line.split(" ?=")[0] for line in text.splitlines() if " ?=" in line]
-    assert {"train", "test", "shards"} <= set(targets)
-    for name in (*targets, *variables):
-        assert name in said or name == "PYTHON", name
+    text, said = (ROOT / "Makefile").read_text(encoding="utf-8"), make(ROOT, "help")
+    names = re.findall(r"^([A-Za-z-]+)(?=: | \?=)", text, flags=re.M)
+    assert {"train", "test", "shards", "MODEL"} <= set(names)
+    assert [name for name in names if name not in said] == ["PYTHON"]
 
 
 def commands(printed: str) -> list[list[str]]:
@@ -53,9 +46,9 @@ def commands(printed: str) -> list[list[str]]:
 
 def test_make_preview_decodes_with_the_model_that_made_the_codes(clone: Path) -> None:
     *_, build, preview = commands(make(clone, "-n", "preview", "MODEL=m", "SHARDS=s", "ARGS=--samples 9"))
-    assert build[:2] == ["pipelines", "build"]
+    assert " ".join(build).startswith("pipelines build ")
+    assert " ".join(build).endswith(" --model m")
     assert build[build.index("--out") + 1] == "s"
-    assert build[build.index("--model") + 1] == "m"
     assert preview == ["shards", "preview", "s", "--model", "m", "--samples", "9"]
 
 
@@ -77,9 +70,8 @@ def test_paths_with_blanks_quotes_and_other_letters_stay_whole(clone: Path) -> N
 def test_data_and_model_in_such_folders_are_built_and_trained_on(clone: Path, tmp_path: Path) -> None:
     raw, model = tmp_path / "my Röntgen data", make_model(tmp_path / "Модель 1")
     (model / "preprocessor_config.json").write_text(json.dumps({"image_size": SIDE}))
-    write_pubmedqa(
-        raw, [{"pubid": i, "question": f"is w{i} w{i + 1} ?", "long_answer": "w1 w2"} for i in range(20)]
-    )
+    rows = [{"pubid": i, "question": f"is w{i} w{i + 1} ?", "long_answer": "w1 w2"} for i in range(20)]
+    write_pubmedqa(raw, rows)
     folders = [f"DATA={raw}", f"MODEL={model}", "OUT=my runs/größer"]
     make(clone, "shards", *folders)
     assert (clone / f"data/{raw.name}-{model.name}/shards/manifest.json").is_file()

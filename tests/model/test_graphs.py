@@ -1,19 +1,18 @@
 """Graphs kept from one start to the next: found again, never the wrong one, never damaged."""
 
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from commands import python
 from mindspore import Parameter, Tensor, nn
 from mindspore.graph.api import ms_compile_cache
-from paths import ROOT
-from trainer_shards import make_model, make_trainable
+from runs import make_work
 
 from janus import device
 from janus.common.graph_cache import KEPT_SECONDS, Graphs, graph_folder, sources_digest
@@ -43,13 +42,11 @@ def _run(graphs: Graphs, constant: float, weight: float = 1.0, x: Tensor = ONES)
     return graphs.compile(_Line(weight, constant), f"line {constant}")(x).asnumpy().tolist()
 
 
-def test_a_kept_graph_computes_with_the_current_weights(tmp_path: Path) -> None:
-    first = Graphs({}, tmp_path)
-    assert _run(first, 10.0) == [11, 11]
-    assert (first.count, first.loaded) == (1, 0)
-    second = Graphs({}, tmp_path)
-    assert _run(second, 10.0, weight=5.0) == [15, 15]
-    assert (second.count, second.loaded) == (1, 1)
+def _check_loaded(folder: Path, constant: float = 10.0) -> None:
+    """The graph is found, and computes with the current weights."""
+    graphs = Graphs({}, folder)
+    assert _run(graphs, constant, weight=5.0) == [5 + constant] * 2
+    assert (graphs.count, graphs.loaded) == (1, 1)
 
 
 def test_graphs_are_kept_where_there_is_no_entry_script(tmp_path: Path) -> None:
@@ -59,28 +56,26 @@ def test_graphs_are_kept_where_there_is_no_entry_script(tmp_path: Path) -> None:
         "relu = Graphs({}, Path(os.environ['KEPT'])).compile(nn.ReLU(), 'relu')\n"
         "print(relu(Tensor([-1.0, 2.0])).asnumpy())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KEPT": str(tmp_path)}
-    command = [sys.executable, "-c", script]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout == "[0. 2.]\n", run.stderr
+    assert python("-c", script, KEPT=tmp_path).stdout == "[0. 2.]\n"
     assert len(list(tmp_path.glob("*.mindir"))) == 1
 
 
 def test_graphs_are_found_in_any_order_and_among_others(tmp_path: Path) -> None:
     first = Graphs({}, tmp_path)
     assert [_run(first, c)[0] for c in (10, 20, 30)] == [11, 21, 31]
+    assert (first.count, first.loaded) == (3, 0)
     second = Graphs({}, tmp_path)
     assert [_run(second, c)[0] for c in (30, 40, 10)] == [31, 41, 11]
     assert _run(Graphs({}, None), 50) == [51, 51]
     assert _run(second, 20) == [21, 21]
     assert (second.count, second.loaded) == (4, 3)
+    _check_loaded(tmp_path)
 
 
 def test_other_facts_and_other_shapes_are_other_graphs(tmp_path: Path) -> None:
     _run(Graphs({"dtype": "float32"}, tmp_path), 10.0)
-    other = Graphs({"dtype": "bfloat16"}, tmp_path)
+    other, same = (Graphs({"dtype": dtype}, tmp_path) for dtype in ("bfloat16", "float32"))
     _run(other, 10.0)
-    same = Graphs({"dtype": "float32"}, tmp_path)
     assert _run(same, 10.0, x=Tensor(np.ones((3, 2), np.float32))) == [[11, 11]] * 3
     assert (other.loaded, same.loaded) == (0, 0)
 
@@ -88,23 +83,16 @@ def test_other_facts_and_other_shapes_are_other_graphs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "byte", "other"])
 def test_a_damaged_file_is_compiled_again(tmp_path: Path, damage: str) -> None:
     _run(Graphs({}, tmp_path), 10.0)
-    (path,) = tmp_path.glob("*.mindir")
+    _run(Graphs({}, tmp_path / "other"), 99.0)
+    (path,), (foreign,) = (folder.glob("*.mindir") for folder in (tmp_path, tmp_path / "other"))
     content = path.read_bytes()
-    if damage == "other":
-        other = tmp_path / "other"
-        _run(Graphs({}, other), 99.0)
-        (foreign,) = other.glob("*.mindir")
-        path.write_bytes(foreign.read_bytes())
-    else:
-        middle = len(content) // 2
-        rest = bytes([content[middle] ^ 1]) + content[middle + 1 :] if damage == "byte" else b""
-        path.write_bytes(content[:middle] + rest)
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"cut": content[:middle], "byte": flipped, "other": foreign.read_bytes()}[damage])
     again = Graphs({}, tmp_path)
     assert _run(again, 10.0) == [11, 11]
     assert again.loaded == 0
-    after = Graphs({}, tmp_path)
-    assert _run(after, 10.0, weight=2.0) == [12, 12]
-    assert after.loaded == 1
+    _check_loaded(tmp_path)
 
 
 def test_what_mindspore_calls_a_compilation_is_counted(tmp_path: Path) -> None:
@@ -116,9 +104,7 @@ def test_what_mindspore_calls_a_compilation_is_counted(tmp_path: Path) -> None:
     assert graphs.seconds > 0
 
 
-def test_a_folder_that_cannot_be_written_is_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     assert _run(Graphs({}, tmp_path / "file" / "graphs"), 10.0) == [11, 11]
     assert "graphs are not kept for the next start" in capsys.readouterr().err
@@ -136,9 +122,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_graphs_of_a_read_only_folder_are_used(read_only: Path) -> None:
-    graphs = Graphs({}, read_only)
-    assert _run(graphs, 10.0) == [11, 11]
-    assert graphs.loaded == 1
+    _check_loaded(read_only)
 
 
 def test_half_written_files_of_killed_runs_are_removed_in_time(tmp_path: Path) -> None:
@@ -179,20 +163,15 @@ def test_a_changed_source_in_any_folder_of_a_package_is_another_key(tmp_path: Pa
 @pytest.mark.slow
 def test_the_second_start_of_a_run_has_the_numbers_of_the_first(tmp_path: Path) -> None:
     """Two processes: validation, steps and updates are compiled in the first and loaded in the second."""
-    make_model(tmp_path / "model")
-    make_trainable(tmp_path / "shards", {"vqa": 7, "text": 4, "t2i": 6})
-    first, second = _train(tmp_path, "first"), _train(tmp_path, "second")
-    assert [record["loaded"] for record in (first[-1], second[-1])] == [0, second[-1]["compilations"]]
-    for name in ("loss", "loss_per_task", "grad_norm"):
-        assert [record[name] for record in first] == [record[name] for record in second]
-
-
-def _train(work: Path, out: str) -> list[dict]:
-    """The steps' records of a run in a process of its own, validation before it included."""
-    command = [sys.executable, "-m", "trainer", "train", "--model", "model", "--shards", "shards"]
-    command += ["--steps", "3", "--learning-rate", "1e-2", "--out", out]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JANUS_CACHE": str(work / "graphs")}
-    run = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    records = map(json.loads, (work / out / "metrics.jsonl").read_text().splitlines())
-    return [record for record in records if record["kind"] == "step"]
+    make_work(tmp_path)
+    options = ("--model", "model", "--shards", "shards", "--steps", "3", "--learning-rate", "1e-2")
+    for out in ("first", "second"):
+        python(
+            "-m", "trainer", "train", *options, "--out", out, cwd=tmp_path, JANUS_CACHE=tmp_path / "graphs"
+        )
+    first, second = (pl.read_ndjson(tmp_path / out / "metrics.jsonl") for out in ("first", "second"))
+    first, second = (records.filter(kind="step") for records in (first, second))
+    assert first["loaded"][-1] == 0
+    assert second["loaded"][-1] == second["compilations"][-1]
+    numbers = ("loss", "loss_per_task", "grad_norm")
+    assert first.select(numbers).equals(second.select(numbers))

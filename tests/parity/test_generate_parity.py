@@ -8,6 +8,8 @@ all of them, and draws with `torch.multinomial`; for the sampled pictures that o
 Shapes: V classes, H×W pixels.
 """
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 
@@ -23,17 +25,8 @@ from janus.tokens import SpecialTokens  # noqa: E402
 pytestmark = needs_shared
 
 FOLDER = GOLDEN / "tiny" / "hf-format"
-SPECIAL = SpecialTokens(
-    bos=1,
-    eos=2,
-    pad=1020,
-    begin_of_image=1022,
-    end_of_image=1023,
-    image_placeholder=1021,
-    user=3,
-    assistant=4,
-)
-LENGTHS = (7, 20, 35)
+IMAGE = {"image_placeholder": 1021, "begin_of_image": 1022, "end_of_image": 1023}
+SPECIAL = SpecialTokens(bos=1, eos=2, user=3, assistant=4, pad=1020, **IMAGE)
 NEW = 40
 
 
@@ -54,33 +47,29 @@ def ours():
 
 def _words() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.integers(5, 1000, length).astype(np.int32) for length in LENGTHS]
+    return [rng.integers(5, 1000, length).astype(np.int32) for length in (7, 20, 35)]
 
 
 def _their_answer(network: object, prompt: Prompt) -> np.ndarray:
     ids = torch.from_numpy(prompt.input_ids)[None].long()
-    image = {}
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False}
     if prompt.pixels is not None:
-        pixels = torch.from_numpy(prompt.pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1
-        image = {"pixel_values": pixels}
-    made = network.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **image
-    )
-    return made[0, ids.shape[1] :].numpy()
+        pixels = torch.from_numpy(prompt.pixels)[None].permute(0, 3, 1, 2)
+        options["pixel_values"] = pixels.float() / 127.5 - 1
+    return network.generate(ids, **options)[0, ids.shape[1] :].numpy()
 
 
 @pytest.mark.parametrize("task", ["text", "vqa"])
 def test_greedy_answers_are_equal_token_for_token(theirs, ours, task: str) -> None:
-    cases = open_cases(GOLDEN / "tiny")
-    pixels = cases.arrays["image_uint8"]
-    placeholders = [SPECIAL.image_placeholder] * ours.config.num_image_tokens
-    prompts = []
-    for i, words in enumerate(_words()):
-        if task == "text":
-            prompts.append(Prompt(np.append(SPECIAL.bos, words).astype(np.int32)))
-        else:
-            ids = [SPECIAL.bos, 3, SPECIAL.begin_of_image, *placeholders, SPECIAL.end_of_image, *words]
-            prompts.append(Prompt(np.array(ids, np.int32), pixels[i % len(pixels)]))
+    image, pixels = [], [None]
+    if task == "vqa":
+        placeholders = [SPECIAL.image_placeholder] * ours.config.num_image_tokens
+        image = [3, SPECIAL.begin_of_image, *placeholders, SPECIAL.end_of_image]
+        pixels = open_cases(GOLDEN / "tiny").arrays["image_uint8"]
+    prompts = [
+        Prompt(np.array([SPECIAL.bos, *image, *words], np.int32), shown)
+        for words, shown in zip(_words(), cycle(pixels), strict=False)
+    ]
     answers = list(Generator(ours, SPECIAL, batch=2).answers(prompts, NEW))
     for prompt, answer in zip(prompts, answers, strict=True):
         np.testing.assert_array_equal(answer, _their_answer(theirs, prompt))
@@ -88,14 +77,10 @@ def test_greedy_answers_are_equal_token_for_token(theirs, ours, task: str) -> No
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
 def test_pictures_are_equal_token_for_token(
-    theirs,
-    ours,
-    temperature: float,
-    monkeypatch: pytest.MonkeyPatch,
+    theirs, ours, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = [
-        np.array([SPECIAL.bos, 3, *words, 4, 9, SPECIAL.begin_of_image], np.int32) for words in _words()
-    ]
+    ends = [4, 9, SPECIAL.begin_of_image]
+    prompts = [np.array([SPECIAL.bos, 3, *words, *ends], np.int32) for words in _words()]
     sampling = Sampling(temperature, guidance=5.0, seed=11)
     drawn = list(Generator(ours, SPECIAL, batch=2).pictures(prompts, range(len(prompts)), sampling))
     assert len({tuple(codes) for codes in drawn}) == len(prompts)
@@ -115,18 +100,9 @@ def _their_picture(
 
     monkeypatch.setattr(torch, "multinomial", draw)
     ids = torch.from_numpy(prompt)[None].long()
-    sampled = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {}
-    made = network.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        generation_mode="image",
-        guidance_scale=sampling.guidance,
-        **{"do_sample": False, "top_k": 0, "top_p": 1.0, **sampled},
-    )
-    assert next(steps) == (ours_steps(network) if sampling.temperature else 0)
+    options = {"do_sample": False, "top_k": 0, "top_p": 1.0, "guidance_scale": sampling.guidance}
+    if sampling.temperature:
+        options |= {"do_sample": True, "temperature": sampling.temperature}
+    made = network.generate(ids, attention_mask=torch.ones_like(ids), generation_mode="image", **options)
+    assert next(steps) == (network.config.vision_config.num_image_tokens if sampling.temperature else 0)
     return made[0].numpy()
-
-
-def ours_steps(network: object) -> int:
-    """Draws of one picture."""
-    return network.config.vision_config.num_image_tokens

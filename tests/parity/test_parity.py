@@ -2,9 +2,11 @@
 
 Needs the extra `parity`; run by `make test-parity`.
 
-Shapes: B rows, S positions, I images, T tokens of an image.
+Shapes: B rows, S positions; H×W pixels, P latent positions, E code width, V codes.
 """
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +14,29 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install '.[parity]'")
 
-from click.testing import CliRunner  # noqa: E402
+from commands import invoke  # noqa: E402
 from paths import GOLDEN, needs_shared  # noqa: E402
+from rounding import rounding_bound  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+from safetensors.torch import load_file as load_torch  # noqa: E402
+from torch.nn.functional import normalize  # noqa: E402
 from trainer_shards import CONFIG, write_tokenizer  # noqa: E402
+from transformers import PretrainedConfig  # noqa: E402
 
+from janus import device  # noqa: E402
 from janus.checkpoint.folder import ModelFolder, open_model  # noqa: E402
 from janus.checkpoint.names import UNUSED  # noqa: E402
 from janus.checkpoint.torchfile import open_torch  # noqa: E402
 from janus.cli import main  # noqa: E402
+from janus.common.errors import UserError  # noqa: E402
+from janus.model.config import PRESETS, JanusConfig  # noqa: E402
 from janus.model.loss import TaskLoss  # noqa: E402
+from janus.model.vq import VQ  # noqa: E402
+from janus.model.weights import Weights, random_source  # noqa: E402
 from janus.tokens import JanusTokenizer  # noqa: E402
 
 ROWS, LENGTH, BEFORE = 2, 40, 9
-TOLERANCE = 1e-4
+PUBLISHED = GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin"
 
 
 @pytest.fixture(scope="module", params=["random", "hf-format", "deepseek-format"])
@@ -102,26 +114,32 @@ def test_transformers_loads_what_we_save_and_computes_the_same(saved: tuple, tas
     ours, theirs = _our_logits(model, task, inputs), _their_logits(folder, task, inputs)
     assert ours.shape == theirs.shape
     assert ours.std() > 1e-3  # not all alike, so that a difference would show
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=_bound(source.config, task, theirs))
 
 
-def _torch_tensors() -> dict:
-    generator = torch.Generator().manual_seed(0)
-    fused = torch.randn(6, 4, generator=generator)
-    return {
+def _bound(config: JanusConfig, task: str, logits: np.ndarray) -> float:
+    """Both sides round: by six products a layer (q, scores, values, output, up, down) one in the head.
+
+    vqa has before it patches, vision layers and an aligner's two; t2i an aligner's two, and two in its head.
+    """
+    text, vision = config.text, config.vision
+    operations = {"text": 1, "vqa": 4 + 6 * vision.num_layers, "t2i": 4}[task] + 6 * text.num_layers
+    widest = max(text.intermediate_size, vision.intermediate_size, 3 * vision.patch_size**2)
+    return 2 * rounding_bound(logits, widest, operations)
+
+
+def test_we_read_what_torch_writes(tmp_path: Path) -> None:
+    fused = torch.arange(24).reshape(6, 4) / 7
+    tensors = {
         "float": fused,
-        "bfloat": torch.randn(3, 5, generator=generator).bfloat16(),
-        "half": torch.randn(7, generator=generator).half(),
+        "bfloat": fused.bfloat16(),
+        "half": fused.half(),
         "long": torch.arange(5),
         "view": fused[2:4],  # shares the storage
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "scalar": torch.tensor(3.0),
         "empty": torch.zeros(0, 2),
     }
-
-
-def test_we_read_what_torch_writes(tmp_path: Path) -> None:
-    tensors = _torch_tensors()
     torch.save(tensors, tmp_path / "w.bin")
     read = open_torch(tmp_path / "w.bin")
     assert read.keys() == tensors.keys()
@@ -130,80 +148,91 @@ def test_we_read_what_torch_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read[name].float32(), tensor.detach().float().numpy())
     linear = torch.nn.Linear(3, 2)
     torch.save(linear.state_dict(), tmp_path / "state.bin")  # an OrderedDict with metadata
-    np.testing.assert_array_equal(
-        open_torch(tmp_path / "state.bin")["weight"].float32(), linear.weight.detach().numpy()
-    )
+    weight = open_torch(tmp_path / "state.bin")["weight"].float32()
+    np.testing.assert_array_equal(weight, linear.weight.detach().numpy())
 
 
-def test_what_torch_writes_otherwise_is_refused(tmp_path: Path) -> None:
-    from janus.common.errors import UserError
-
-    path = tmp_path / "w.bin"
-    torch.save({"w": torch.ones(2, 3).T}, path)
-    with pytest.raises(UserError, match="strides"):
-        open_torch(path)
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"from before 1\.6"):
-        open_torch(path)
-    torch.save(torch.nn.Linear(3, 2), path)
-    with pytest.raises(UserError, match=r"its pickle asks for torch\.nn\.modules\.linear\.Linear"):
-        open_torch(path)
-
-
-class _Holder(torch.nn.Module):
-    """A module that may have children of any name."""
-
-
-def _network_of(tensors: dict[str, torch.Tensor]) -> type:
-    """A transformers model that has exactly these parameters, as DeepSeek's has them: for from_pretrained."""
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    class Network(PreTrainedModel):
-        config_class = PretrainedConfig
-
-        def __init__(self, config: PretrainedConfig) -> None:
-            super().__init__(config)
-            for name, tensor in tensors.items():
-                *path, last = name.split(".")
-                module: torch.nn.Module = self
-                for child in path:
-                    if child not in dict(module.named_children()):
-                        module.add_module(child, _Holder())
-                    module = module.get_submodule(child)
-                empty = torch.full(tensor.shape, torch.nan)  # of the dtype that config.json names
-                if tensor.is_floating_point():
-                    module.register_parameter(last, torch.nn.Parameter(empty))
-
-        def _init_weights(self, module: torch.nn.Module) -> None:
-            """What is missing stays NaN."""
-
-    return Network
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({"w": torch.ones(2, 3).T}, {}, "strides"),
+        ({"w": torch.ones(2)}, {"_use_new_zipfile_serialization": False}, r"from before 1\.6"),
+        (torch.nn.Linear(3, 2), {}, r"its pickle asks for torch\.nn\.modules\.linear\.Linear"),
+    ],
+)
+def test_what_torch_writes_otherwise_is_refused(
+    tmp_path: Path, content: object, options: dict, message: str
+) -> None:
+    torch.save(content, tmp_path / "w.bin", **options)
+    with pytest.raises(UserError, match=message):
+        open_torch(tmp_path / "w.bin")
 
 
 @needs_shared
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_deepseeks_network_takes_the_layout_we_write(tmp_path: Path, dtype: str) -> None:
+def test_the_layout_we_write_is_deepseeks(tmp_path: Path, dtype: str) -> None:
     """Names and values are those of the file that DeepSeek's own code made; only the unused are absent."""
-    command = ["convert", str(GOLDEN / "tiny" / "hf-format"), str(tmp_path / "out"), "--layout", "deepseek"]
-    assert CliRunner().invoke(main, [*command, "--dtype", dtype]).exit_code == 0
-    published = torch.load(GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin", weights_only=True)
-    network, report = _network_of(published).from_pretrained(
-        tmp_path / "out", output_loading_info=True, torch_dtype="auto"
-    )
-    assert not report["unexpected_keys"]
-    assert not report["mismatched_keys"]
-    assert all(UNUSED.match(name) for name in report["missing_keys"])
-    loaded = network.state_dict()
-    for name, tensor in published.items():
-        if not UNUSED.match(name):
-            assert loaded[name].dtype == getattr(torch, dtype)
-            assert torch.equal(loaded[name], tensor.to(getattr(torch, dtype))), name
+    folders = (GOLDEN / "tiny" / "hf-format", tmp_path / "out")
+    invoke(main, "convert", *folders, "--layout", "deepseek", "--dtype", dtype)
+    written, published = load_torch(tmp_path / "out" / "model.safetensors"), torch.load(PUBLISHED)
+    assert {name for name in published if not UNUSED.match(name)} == written.keys()
+    for name, tensor in written.items():
+        assert torch.equal(tensor, published[name].to(getattr(torch, dtype))), name
+        assert tensor.dtype == getattr(torch, dtype) or not tensor.is_floating_point()
+    assert str(PretrainedConfig.from_pretrained(tmp_path / "out").dtype) == f"torch.{dtype}"
 
 
 @needs_shared
 def test_we_read_the_references_bin_as_torch_does() -> None:
-    path = GOLDEN / "tiny" / "deepseek-format" / "pytorch_model.bin"
-    theirs, ours = torch.load(path, weights_only=True), open_torch(path)
+    theirs, ours = torch.load(PUBLISHED, weights_only=True), open_torch(PUBLISHED)
     assert list(theirs) == list(ours)
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(tensor.numpy(), ours[name].float32())
+
+
+SIDE, VQ_CONFIG = 384, PRESETS["1b"].vq
+# One behind the other: conv_in, two convolutions in each of 12 residual blocks, 4 that halve, 3 products in
+# each of 3 attentions, conv_out, quant_conv. The widest sums nine taps of 512 channels.
+OPERATIONS, TERMS = 1 + 24 + 4 + 9 + 2, 9 * 512
+
+
+@pytest.fixture(scope="module")
+def encoders() -> tuple[Callable, torch.nn.Module]:
+    """Our encoder, compiled, and transformers' network in float64 with the same weights."""
+    from mindspore import Tensor
+    from transformers import JanusVQVAE, JanusVQVAEConfig
+
+    device.use()
+    ours = VQ(Weights(random_source(0)), VQ_CONFIG, SIDE, images=1)
+    theirs = JanusVQVAE(JanusVQVAEConfig(**asdict(VQ_CONFIG), num_patches=SIDE // 16, double_latent=False))
+    theirs.load_state_dict({p.name: torch.from_numpy(p.asnumpy()) for p in ours.get_parameters()})
+    encode = device.compiled(ours.encode)
+
+    def run(pixels_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes_IT, latent_PE = encode(Tensor(pixels_HWC[None]))
+        return codes_IT.asnumpy()[0], latent_PE.asnumpy()
+
+    return run, theirs.double().eval()
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [*range(6), "white", "black"])
+def test_latents_and_codes_at_full_size(encoders: tuple, name: int | str) -> None:
+    """A code may differ only where its similarity is within rounding of the best."""
+    run, theirs = encoders
+    pixels_HWC = np.full((SIDE, SIDE, 3), 255 * (name == "white"), np.uint8)
+    if name in range(6):
+        pixels_HWC = load_file(GOLDEN / "preprocessing" / "images.safetensors")[f"{name}.generation"]
+    with torch.no_grad():
+        pixels = torch.from_numpy(pixels_HWC).double().permute(2, 0, 1)[None] / 127.5 - 1
+        latent = theirs.quant_conv(theirs.encoder(pixels))[0].flatten(1).T
+        unit, units = (normalize(x, dim=-1) for x in (latent, theirs.quantize.embedding.weight))
+    exact_PE, similarity_PV = latent.numpy(), (unit @ units.T).numpy()
+    codes_P, latent_PE = run(pixels_HWC)
+    bound = rounding_bound(exact_PE, TERMS, OPERATIONS)
+    np.testing.assert_allclose(latent_PE, exact_PE, rtol=0, atol=bound)
+    # Both similarities turn with the latent: by its error over its length.
+    turn_P = 2 * bound * VQ_CONFIG.embed_dim**0.5 / np.linalg.norm(exact_PE, axis=-1)
+    worse_P = similarity_PV.max(-1) - similarity_PV[np.arange(len(codes_P)), codes_P]
+    assert (worse_P <= turn_P).all()
+    assert (worse_P == 0).mean() > 0.99, "nearly all codes are float64's"

@@ -4,6 +4,7 @@ Tests that need it skip where there is none; with JANUS_TEST_BROWSER=required (`
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 
 ARGUMENTS = (
@@ -51,9 +53,8 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element."""
-        return self.run(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
-        )
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+        return self.run(script, selector)
 
     def press(self, *keys: str) -> None:
         """Keys to whatever has the focus."""
@@ -75,8 +76,7 @@ def chromium() -> Iterator[Browser]:
     """A browser with an empty profile."""
     from selenium import webdriver
 
-    assert CHROMIUM, "chromium is not installed"
-    assert DRIVER, "chromedriver is not installed"
+    assert CHROMIUM and DRIVER, "chromium or chromedriver is not installed"  # noqa: PT018
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -92,11 +92,7 @@ def chromium() -> Iterator[Browser]:
 
 def contrast(one: str, other: str) -> float:
     """WCAG contrast of two `rgb(r, g, b)` colours: 4.5 and more is legible as text."""
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    levels = [int(part) / 255 for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
-    red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in levels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    levels = np.array([re.findall(r"\d+", colour)[:3] for colour in (one, other)], float) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    low, high = np.sort(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
+    return float(high / low)

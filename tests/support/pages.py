@@ -34,9 +34,7 @@ class Page(HTMLParser):
     @property
     def data(self) -> Any:
         """What the data block holds."""
-        return json.loads(
-            re.findall(r'<script type="application/json" id="data">(.*?)</script>', self.html)[0]
-        )
+        return json.loads(re.findall(r'type="application/json" id="data">(.*?)</script>', self.html)[0])
 
 
 def check_alone(page: Page) -> None:
@@ -46,14 +44,9 @@ def check_alone(page: Page) -> None:
         for name, value in attributes.items():
             assert not name.startswith(("on", "style")), (tag, name)
             if name in {"src", "srcset", "href", "action", "data"}:
-                assert value is not None
                 assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
     (policy,) = (a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
-    assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data:; ")
-    for tag, attributes in page.elements:
-        if tag in {"style", "script"} and "type" not in attributes:
-            assert re.search(rf"{tag}-src 'sha256-", policy)
-    for text in re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", page.html, flags=re.DOTALL):
+    for tag, text in re.findall(r"<(style|script)>(.*?)</(?:style|script)>", page.html, flags=re.DOTALL):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert f"'sha256-{digest}'" in policy
+        assert re.search(rf"{tag}-src [^;]*'sha256-{re.escape(digest)}'", policy)

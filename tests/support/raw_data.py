@@ -3,12 +3,14 @@
 import io
 import json
 import re
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner, Result
+from commands import invoke
 from PIL import Image
 
 from pipelines.cli import main
@@ -28,9 +30,7 @@ def run(*args: object) -> Result:
 
 def run_well(*args: object) -> str:
     """Its output, all of it; the command must succeed."""
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result.output
+    return invoke(main, *args).output
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -67,31 +67,28 @@ def write_pubmedqa(data: Path, rows: list[dict[str, Any]], schema: pa.Schema | N
 
 def write_medical_vqa(data: Path, rows: Any, images: dict[str, bytes]) -> Path:
     """rows: as in dataset.json."""
-    folder = data / "medical-vqa" / "vqa-rad"
-    (folder / "train").mkdir(parents=True)
-    (folder / "images").mkdir()
-    for name, content in images.items():
-        (folder / "images" / name).write_bytes(content)
-    (folder / "train" / "dataset.json").write_text(json.dumps(rows))
-    return folder / "train" / "dataset.json"
+    return _beside_images(
+        data / "medical-vqa/vqa-rad", "train/dataset.json", json.dumps(rows).encode(), images
+    )
+
+
+def _beside_images(folder: Path, name: str, content: bytes, images: dict[str, bytes]) -> Path:
+    files = {name: content} | {f"images/{image}": data for image, data in images.items()}
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder / name
 
 
 def vqa_row(key: str, image: str, *turns: Any) -> dict[str, Any]:
     """A row whose turns alternate; the marker is the test's business."""
-    speakers = ("human", "gpt")
-    conversation = [{"from": speakers[i % 2], "value": value} for i, value in enumerate(turns)]
+    conversation = [{"from": who, "value": value} for who, value in zip(cycle(("human", "gpt")), turns)]
     return {"id": key, "image": image, "conversations": conversation}
 
 
 def write_artwork(data: Path, csv: bytes, images: dict[str, bytes]) -> Path:
     """csv: the whole file."""
-    folder = data / "artwork" / "jade"
-    (folder / "images").mkdir(parents=True)
-    (folder / "csvfile").mkdir()
-    for name, content in images.items():
-        (folder / "images" / name).write_bytes(content)
-    (folder / "csvfile" / "image_text_en.csv").write_bytes(csv)
-    return folder / "csvfile" / "image_text_en.csv"
+    return _beside_images(data / "artwork/jade", "csvfile/image_text_en.csv", csv, images)
 
 
 def write_roco(data: Path, rows: list[dict[str, Any]], split: str = "train") -> Path:

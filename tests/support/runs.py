@@ -59,14 +59,9 @@ def refused(work: Path, *arguments: object) -> str:
 def start(work: Path, *arguments: object) -> subprocess.Popen[str]:
     """The command in a process of its own; stdout and stderr are pipes."""
     command = [sys.executable, "-m", "trainer", "train", *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=work, env=env, **pipes)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -77,7 +72,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def steps_seen(process: subprocess.Popen[str]) -> Iterator[int]:
     """The steps of the run as it says them."""
-    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step ") and " · loss " in line:
             yield int(line.split()[1].partition("/")[0])

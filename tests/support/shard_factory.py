@@ -27,7 +27,6 @@ def make_row(task: str, split: str, key: int, image_size: int = 384, **changes: 
     """One row as a dict of CONTENT_SCHEMA's columns, drawn from its key; `changes` replace columns."""
     rng = np.random.default_rng([key, *f"{split}/{task}".encode()])
     source, length = SOURCES[task], int(rng.integers(8, 40))
-    start = length // 2
     row = {
         "sample_id": f"{source}/{split}-{key}",
         "task": task,
@@ -40,7 +39,7 @@ def make_row(task: str, split: str, key: int, image_size: int = 384, **changes: 
         "prompt": f"question {key} — été?",
         "answer": f"answer {key}",
         "input_ids": rng.integers(0, 8, length).tolist(),
-        "supervised": [{"start": start, "end": length}],
+        "supervised": [{"start": length // 2, "end": length}],
         "num_tokens": length,
         "image": None,
         "image_tokens": None,
@@ -69,8 +68,8 @@ def make_folder(
     """A finished folder of shards from rows per (split, task); returns it."""
     shards: list[ShardEntry] = []
     for (split, task), some in rows.items():
-        kwargs: dict[str, Any] = {"image_size": image_size, "format": format, "shard_bytes": shard_bytes}
-        shards += write_shards(iter([make_batch(some)]), folder, split=split, task=task, **kwargs)
+        options: dict[str, Any] = {"image_size": image_size, "format": format, "shard_bytes": shard_bytes}
+        shards += write_shards([make_batch(some)], folder, split=split, task=task, **options)
     finish_folder(folder, shards, image_size, format)
     return folder
 
@@ -83,24 +82,23 @@ def finish_folder(folder: Path, shards: Sequence[ShardEntry], image_size: int, f
     (folder / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / TOKENIZER))
     written = sum(entry.rows for entry in shards)
-    manifest = Manifest(
-        format=format,
-        tokenizer={"sha256": hash_file(folder / TOKENIZER)},
-        preprocessing={"image_size": image_size},
-        recipe={"name": "test"},
-        vq=None,
-        counts={"made-up": SourceCounts(read=written + 1, rejected={"image missing": 1}, written=written)},
-        shards=tuple(shards),
-    )
-    write_manifest(folder, manifest)
+    counts = {"made-up": SourceCounts(read=written + 1, rejected={"image missing": 1}, written=written)}
+    seal(folder, shards, image_size, format=format, counts=counts)
+
+
+def seal(folder: Path, shards: Sequence[ShardEntry], image_size: int, **facts: Any) -> Path:
+    """Write the manifest of a folder that has its shards and its tokenizer; returns the folder."""
+    facts = {"format": "arrow", "vq": None, "recipe": {"name": "test"}, "shards": tuple(shards)} | facts
+    tokenizer = {"sha256": hash_file(folder / TOKENIZER)}
+    write_manifest(folder, Manifest(tokenizer=tokenizer, preprocessing={"image_size": image_size}, **facts))
+    return folder
 
 
 def make_mixed(folder: Path, count: int = 5, image_size: int = 384, **options: Any) -> Path:
     """A folder with `count` rows of every task in train, and two in validation."""
-    sizes = {"train": count, "validation": 2}
     rows = {
         (split, task): [make_row(task, split, key, image_size) for key in range(number)]
-        for split, number in sizes.items()
+        for split, number in (("train", count), ("validation", 2))
         for task in SOURCES
     }
     return make_folder(folder, rows, image_size, **options)

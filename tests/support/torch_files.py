@@ -21,9 +21,9 @@ def tensor_opcodes(
 ) -> bytes:
     """torch._utils._rebuild_tensor_v2(storage of `count` elements, start, shape, strides, …), as pickled."""
     (storage,) = (name for name, kind in STORAGES.items() if kind == dtype)
-    place = b"(" + plain("storage") + f"ctorch\n{storage}\n".encode() + plain(key) + plain("cpu")
-    place += plain(count) + b"tQ"
-    arguments = place + plain(start) + plain(shape) + plain(strides) + plain(False)
+    kind = f"ctorch\n{storage}\n".encode()
+    place = b"(" + plain("storage") + kind + plain(key) + plain("cpu") + plain(count) + b"tQ"
+    arguments = place + b"".join(map(plain, (start, shape, strides, False)))
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"ccollections\nOrderedDict\n)RtR"
 
 

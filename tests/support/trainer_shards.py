@@ -7,18 +7,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from shard_factory import SOURCES, make_batch, make_row
+from shard_factory import SOURCES, make_batch, make_row, seal
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from janus.checkpoint.folder import ModelFolder
-from janus.common.files import hash_file
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
-from shards.manifest import Manifest, SourceCounts, write_manifest
+from shards.manifest import SourceCounts
 from shards.schema import Sample
 from shards.write import write_shards
-from trainer.stream.shapes import BatchShape, ImageShape, shape_for
+from trainer.stream.shapes import BatchShape, ImageShape, pack, shape_for
 
 WORDS = [f"w{i}" for i in range(20)]
 SIDE, TOKENS, CODES = 64, 16, 48
@@ -71,13 +70,14 @@ def trainable_row(task: str, split: str, key: int) -> dict[str, Any]:
     prompt, answer = (" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2))
     row = PromptRow(task, prompt, "" if task == "t2i" else answer)
     (sample,) = encode_samples(word_tokenizer(), [row], TOKENS)
+    ids, spans = sample.input_ids.tolist(), sample.supervised.tolist()
     changes: dict[str, Any] = {
         "prompt": prompt,
         "answer": row.answer,
-        "input_ids": sample.input_ids.tolist(),
-        "supervised": [{"start": start, "end": end} for start, end in sample.supervised.tolist()],
-        "num_tokens": len(sample.input_ids),
+        "input_ids": ids,
+        "num_tokens": len(ids),
     }
+    changes["supervised"] = [{"start": start, "end": end} for start, end in spans]
     if task == "t2i":
         changes["image_tokens"] = rng.integers(0, CODES, TOKENS).tolist()
     return make_row(task, split, key, SIDE, **changes)
@@ -87,9 +87,8 @@ def trainable_row(task: str, split: str, key: int) -> dict[str, Any]:
 def realistic_lengths(task: str, count: int = 960) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, supervised tokens) of samples as long as Janus-Pro-1B's tokenizer makes those of the task.
 
-    vqa and text are drawn near what VQA-RAD and PubMedQA measure: vqa 636 ± 4 tokens (630 to 659), of which
-    2 to 22 are supervised; text 115 ± 24 (68 to 245), of which 52 ± 22. t2i has 576 and a caption: about 20
-    tokens, some of them long.
+    As VQA-RAD and PubMedQA measure: vqa 636 ± 4 tokens (630 to 659), of which 2 to 22 are supervised; text
+    115 ± 24 (68 to 245), of which 52 ± 22. t2i has 576 and a caption: about 20 tokens, some of them long.
     """
     rng = np.random.default_rng([count, *task.encode()])
     if task == "t2i":
@@ -102,11 +101,7 @@ def realistic_lengths(task: str, count: int = 960) -> tuple[np.ndarray, np.ndarr
 
 
 def make_trainable(
-    folder: Path,
-    train: Mapping[str, int],
-    validation: int = 2,
-    vq_sha256: str | None = None,
-    test: int = 0,
+    folder: Path, train: Mapping[str, int], validation: int = 2, vq_sha256: str | None = None, test: int = 0
 ) -> Path:
     """A finished folder with `train` rows per task, `validation` and `test` rows of each; returns it."""
     write_tokenizer(folder / "tokenizer")
@@ -118,17 +113,9 @@ def make_trainable(
             if rows:
                 entries += write_shards([make_batch(rows)], folder, split=split, task=task, image_size=SIDE)
     written = {SOURCES[task]: train[task] + validation + test for task in train}
-    manifest = Manifest(
-        format="arrow",
-        tokenizer={"sha256": hash_file(folder / "tokenizer" / "tokenizer.json")},
-        preprocessing={"image_size": SIDE},
-        recipe={"name": "test"},
-        vq={"encoder_sha256": vq_sha256 or _encoder_sha256(), "weights": "random"},
-        counts={source: SourceCounts(read=n, rejected={}, written=n) for source, n in written.items()},
-        shards=tuple(entries),
-    )
-    write_manifest(folder, manifest)
-    return folder
+    counts = {source: SourceCounts(read=n, rejected={}, written=n) for source, n in written.items()}
+    vq = {"encoder_sha256": vq_sha256 or _encoder_sha256(), "weights": "random"}
+    return seal(folder, entries, SIDE, vq=vq, counts=counts)
 
 
 def shape_of(
@@ -140,3 +127,19 @@ def shape_of(
     supervised[0, : len(samples)] = [int(np.diff(sample.supervised).sum()) for sample in samples]
     saved = {"rows": rows or len(samples) + spare, "length": 0, "tokens": 0, "states": 0}
     return shape_for(task, lengths, supervised, image, saved=saved)
+
+
+def token_slots(lengths: Sequence[int], rows: int, length: int, tokens: int) -> tuple[np.ndarray, ...]:
+    """Positions, token of each slot, slot of each token and segments of samples one behind the other."""
+    positions_P, slot_of_P = np.zeros(tokens, np.int32), np.full(tokens, rows * length - 1, np.int32)
+    token_of_BS, segments_BS = (
+        np.full((rows, length), tokens - 1, np.int32),
+        np.zeros((rows, length), np.int32),
+    )
+    places, start = zip(*(place[0] for place in pack(np.array([lengths]), rows)), strict=True), 0
+    for number, (count, (row, first)) in enumerate(zip(lengths, places, strict=True), 1):
+        at = np.arange(count)
+        positions_P[start + at], slot_of_P[start + at] = at, row * length + first + at
+        token_of_BS[row, first + at], segments_BS[row, first + at] = start + at, number
+        start += count
+    return positions_P, token_of_BS, slot_of_P, segments_BS
