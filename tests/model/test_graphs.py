@@ -69,7 +69,7 @@ def test_graphs_are_found_in_any_order_and_among_others(tmp_path: Path) -> None:
     assert _run(Graphs({}, None), 50) == [51, 51]
     assert _run(second, 20) == [21, 21]
     assert (second.count, second.loaded) == (4, 3)
-    _check_loaded(tmp_path)
+    _check_loaded(tmp_path, 10)
 
 
 def test_other_facts_and_other_shapes_are_other_graphs(tmp_path: Path) -> None:

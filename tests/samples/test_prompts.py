@@ -26,12 +26,8 @@ ROW = st.one_of(
     st.builds(PromptRow, st.just("t2i"), SAID),
 )
 SLOW = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-opened = cache(JanusTokenizer)
-
-
 PUBLISHED = [pytest.param(f"janus-pro-{n}b", marks=[pytest.mark.slow, needs_shared]) for n in (1, 7)]
+opened = cache(JanusTokenizer)
 
 
 @pytest.mark.parametrize("name", ["sample", *PUBLISHED])
