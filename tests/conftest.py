@@ -50,3 +50,11 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("sample") / "data"
     invoke(main, "sample", "--data", data)
     return data
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one model and shards for runs; each has an `--out` of its own."""
+    from runs import make_work
+
+    return make_work(tmp_path_factory.mktemp("work"))

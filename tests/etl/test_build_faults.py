@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,22 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import raw_data
+from disks import remount, small_disk
 from paths import ROOT
 from PIL import Image
-from raw_data import (
-    build_command,
-    files_of,
-    picture,
-    run_well,
-    skipped,
-    vqa_row,
-    write_medical_vqa,
-    write_pubmedqa,
-)
+from raw_data import build_command, files_of, picture, run_well, skipped, vqa_row
 
 from pipelines.tables import read_table
 from shards.check import verify_folder
@@ -38,35 +33,44 @@ PLACES = [f"work/.tmp-{stage}/*" for stage in ("ingest", "tokenize", "images", "
 PLACES += [f".tmp-shards/{name}" for name in ("train/text*", "train/vqa*", "tokenizer", "manifest.json")]
 """What is there while each part of a build is being written."""
 
+Command = Callable[[Path], list[str]]
+
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,500 questions, and 90 pictures with a question each: 40 MB of shards."""
     data = tmp_path_factory.mktemp("faults") / "data"
     rows = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(1500)]
-    write_pubmedqa(data, rows)
-    names = [f"{i}.png" for i in range(90)]
-    questions = [vqa_row(name, name, f"<image>\nWhat is {name}?", "A thing") for name in names]
-    write_medical_vqa(data, questions, {f"{i}.png": picture((i, 99, 9), (50 + i, 40)) for i in range(90)})
+    raw_data.write_pubmedqa(data, rows)
+    images = {f"{i}.png": picture((i, 99, 9), (50 + i, 40)) for i in range(90)}
+    questions = [vqa_row(name, name, f"<image>\nWhat is {name}?", "A thing") for name in images]
+    raw_data.write_medical_vqa(data, questions, images)
     return data
 
 
-def command(raw: Path, root: Path, tokenizer: Path) -> list[str]:
-    build = build_command(raw, root, tokenizer, "--workers", 2)
-    return [sys.executable, "-m", "pipelines", *map(str, build)]
+@pytest.fixture(scope="module")
+def command(raw: Path, sample_data: Path) -> Command:
+    tokenizer, python = sample_data / "tokenizer", (sys.executable, "-m", "pipelines")
+    return lambda root: [*python, *map(str, build_command(raw, root, tokenizer, "--workers", 2))]
+
+
+@pytest.fixture(scope="module")
+def whole(command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("whole")
+    run_well(*command(root)[3:])
+    assert verify_folder(root / "shards") == []
+    return files_of(root / "shards")
 
 
 def run_process(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.fixture(scope="module")
-def whole(raw: Path, sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The shards of a build that nothing happened to."""
-    root = tmp_path_factory.mktemp("whole")
-    run_well(*build_command(raw, root, sample_data / "tokenizer", "--workers", 2))
-    assert verify_folder(root / "shards") == []
-    return files_of(root / "shards")
+def finish(arguments: list[str]) -> tuple[list[str], dict[str, bytes]]:
+    """Run it again: the stages it skips, and the shards."""
+    done = run_process(arguments)
+    assert done.returncode == 0, done.stderr
+    return skipped(done.stdout), files_of(Path(arguments[arguments.index("--out") + 1]))
 
 
 def run_until(arguments: list[str], reached: Callable[[], bool], delay: float) -> bool:
@@ -83,43 +87,28 @@ def run_until(arguments: list[str], reached: Callable[[], bool], delay: float) -
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(
-    raw: Path, sample_data: Path, tmp_path: Path, whole: dict[str, bytes]
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    command: Command, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """One folder, killed over and over at drawn places; the workers have to see to it themselves."""
-    dice, kills = random.Random(4), 0
-    arguments = command(raw, tmp_path, sample_data / "tokenizer")
+    dice, kills, arguments, shards = random.Random(4), 0, command(tmp_path), tmp_path / "shards"
     for place in [*PLACES, *dice.choices(PLACES, k=KILLS - len(PLACES))]:
         delay = dice.choice([0, dice.uniform(0, 0.02), dice.uniform(0, 0.2)])
         killed = run_until(arguments, lambda place=place: any(tmp_path.glob(place)), delay)  # type: ignore[misc]
         kills += killed
         if not killed:  # too late: begin anew
-            assert files_of(tmp_path / "shards") == whole
+            assert files_of(shards) == whole
             shutil.rmtree(tmp_path / "work")
     assert kills >= KILLS // 2
-    done = run_process(arguments)
-    assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "shards") == whole
+    assert finish(arguments)[1] == whole
+    # Killed between the two renames of publishing.
+    shutil.copytree(shards, tmp_path / ".tmp-shards")
+    shards.rename(tmp_path / ".old-shards")
+    assert finish(arguments)[1] == whole
     assert {path.name for path in tmp_path.iterdir()} == {"work", "shards"}
 
 
-@pytest.mark.slow
-def test_killed_between_the_two_renames_of_publishing(
-    raw: Path, sample_data: Path, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
-    arguments = command(raw, tmp_path, sample_data / "tokenizer")
-    run_process(arguments)
-    shutil.copytree(tmp_path / "shards", tmp_path / ".tmp-shards")
-    (tmp_path / "shards").rename(tmp_path / ".old-shards")
-    done = run_process(arguments)
-    assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "shards") == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"work", "shards"}
-
-
-def test_a_stage_killed_while_its_old_folder_is_removed_is_made_again(
-    raw: Path, sample_data: Path, tmp_path: Path
-) -> None:
+def test_a_stage_killed_while_its_old_folder_is_removed_is_made_again(raw: Path, tmp_path: Path) -> None:
     """The mark goes first: with it gone, what is left of the folder is not taken for a finished stage."""
     run_well("ingest", "--data", raw, "--work", tmp_path)
     before = files_of(tmp_path / "ingest")
@@ -151,24 +140,18 @@ def kill_the_fat(process: subprocess.Popen[str], killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_that_kills_its_worker_is_set_aside_and_no_other(tmp_path: Path, sample_data: Path) -> None:
-    giant = io.BytesIO()
+def test_a_picture_that_kills_its_worker_is_rejected_and_no_other(tmp_path: Path, sample_data: Path) -> None:
+    giant, work = io.BytesIO(), tmp_path / "work"
     Image.new("RGB", (9300, 9300), (1, 2, 3)).save(giant, "PNG", compress_level=1)
     images = {f"{i}.png": picture((i, 99, 9)) for i in range(6)} | {"giant.png": giant.getvalue()}
-    rows = [
-        vqa_row(f"{name}-{q}", name, f"<image>\nIs {name} {q}?", "Yes") for name in images for q in (1, 2)
-    ]
-    write_medical_vqa(tmp_path, rows, images)
-    run_well("ingest", "--data", tmp_path, "--work", tmp_path / "work")
-    arguments = ["images", "--work", tmp_path / "work", "--tokenizer", sample_data / "tokenizer"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *map(str, arguments), "--max-reject-rate", "1", "--workers", "2"],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pairs = [(name, q) for name in images for q in (1, 2)]
+    rows = [vqa_row(f"{name}-{q}", name, f"<image>\nIs {name} {q}?", "Yes") for name, q in pairs]
+    raw_data.write_medical_vqa(tmp_path, rows, images)
+    run_well("ingest", "--data", tmp_path, "--work", work)
+    arguments = ["images", "--work", work, "--tokenizer", sample_data / "tokenizer", "--max-reject-rate", 1]
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments), "--workers", "2"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     killed: list[int] = []
     watch = threading.Thread(target=kill_the_fat, args=(process, killed))
     watch.start()
@@ -176,42 +159,28 @@ def test_a_picture_that_kills_its_worker_is_set_aside_and_no_other(tmp_path: Pat
     watch.join()
     assert process.returncode == 0, errors
     assert len(set(killed)) >= 3  # with others, in halves, alone
-    rejects = read_table(tmp_path / "work" / "rejects.arrow").to_pylist()
-    assert {(row["source_key"], row["reason"]) for row in rejects} == {
-        ("giant.png-1", "kills_worker"),
-        ("giant.png-2", "kills_worker"),
-    }
-    assert read_table(tmp_path / "work/images/understanding.index.arrow").num_rows == 6
+    rejects = read_table(work / "rejects.arrow").to_pylist()
+    assert {row["source_key"] for row in rejects} == {"giant.png-1", "giant.png-2"}
+    assert {row["reason"] for row in rejects} == {"kills_worker"}
+    assert read_table(work / "images/understanding.index.arrow").num_rows == 6
     assert "a worker process died on picture" in errors
     assert "Traceback" not in errors
 
 
-def limit_files(size: int) -> Callable[[], None]:
-    """For preexec_fn: no file may grow beyond `size` bytes."""
-
-    def limit() -> None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "stage"), [(2_000, "ingest"), (200_000, "tokenize"), (12 << 20, "images")])
-def test_where_files_cannot_grow_one_line_says_so_and_finished_stages_stay(
-    raw: Path, sample_data: Path, tmp_path: Path, whole: dict[str, bytes], size: int, stage: str
+def test_files_that_cannot_grow_leave_finished_stages(
+    command: Command, tmp_path: Path, whole: dict, size: int, stage: str
 ) -> None:
-    arguments = command(raw, tmp_path, sample_data / "tokenizer")
-    done = run_process(arguments, preexec_fn=limit_files(size))
-    assert_one_line(done, "File too large")
-    finished = {path.name for path in (tmp_path / "work").glob("[a-z]*/stage.json")}
+    arguments = command(tmp_path)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    assert_one_line(run_process(arguments, preexec_fn=limit), "File too large")
+    finished = {path.parent.name for path in (tmp_path / "work").glob("[a-z]*/stage.json")}
     assert not (tmp_path / "shards").exists()
     assert stage not in finished
-    done = run_process(arguments)
-    assert done.returncode == 0, done.stderr
-    assert set(skipped(done.stdout)) >= {"ingest", "tokenize", "images"} & finished
-    assert files_of(tmp_path / "shards") == whole
+    skips, shards = finish(arguments)
+    assert set(skips) >= {"ingest", "tokenize", "images"} & finished
+    assert shards == whole
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -223,43 +192,30 @@ def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB, in memory."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_more_room_ends_it_well(
-    raw: Path, sample_data: Path, small_disk: Path, whole: dict[str, bytes]
-) -> None:
-    arguments = command(raw, small_disk, sample_data / "tokenizer")
-    done = run_process(arguments)
-    assert_one_line(done, "No space left on device")
-    assert not list(small_disk.glob("work/.tmp-images"))  # what is half done gives its room back
-    finished = sorted(path.parent.name for path in small_disk.glob("work/*/stage.json"))
+def test_a_full_disk_is_one_line(command: Command, disk: Path, whole: dict[str, bytes]) -> None:
+    arguments = command(disk)
+    assert_one_line(run_process(arguments), "No space left on device")
+    assert not list(disk.glob("work/.tmp-images"))  # what is half done gives its room back
+    finished = sorted(path.parent.name for path in disk.glob("work/*/stage.json"))
     assert finished == ["ingest", "tokenize"]
-    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)
-    done = run_process(arguments)
-    assert_one_line(done, "No space left on device")  # the pictures fit, the shards do not
-    assert not list(small_disk.glob(".tmp-shards"))
-    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    done = run_process(arguments)
-    assert done.returncode == 0, done.stderr
-    assert skipped(done.stdout)[:3] == ["ingest", "tokenize", "images"]
-    assert files_of(small_disk / "shards") == whole
+    remount(disk, "size=60m")
+    assert_one_line(run_process(arguments), "No space left on device")  # the pictures fit, the shards do not
+    assert not list(disk.glob(".tmp-shards"))
+    remount(disk, "size=200m")
+    skips, shards = finish(arguments)
+    assert skips[:3] == ["ingest", "tokenize", "images"]
+    assert shards == whole
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_is_one_line(raw: Path, sample_data: Path, small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = run_process(command(raw, small_disk, sample_data / "tokenizer"))
-    assert_one_line(done, "Read-only file system")
-    (small_disk.parent / "file").write_text("")
-    done = run_process(command(raw, small_disk.parent / "file", sample_data / "tokenizer"))
-    assert_one_line(done, "Not a directory")
+def test_a_folder_that_cannot_be_written_is_one_line(command: Command, disk: Path) -> None:
+    remount(disk, "ro")
+    assert_one_line(run_process(command(disk)), "Read-only file system")
+    (disk.parent / "file").write_text("")
+    assert_one_line(run_process(command(disk.parent / "file")), "Not a directory")

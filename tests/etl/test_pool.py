@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,11 @@ from pipelines.pool import Chunk, chunks_of, map_chunks
 from pipelines.tables import write_table
 
 
-def work(
-    chunk: Chunk, how: str = "", deadly: tuple[int, ...] = (), once: Path | None = None
-) -> tuple[list[int], int]:
+def work(chunk: Chunk, how: str = "", deadly: tuple = (), once: Path | None = None) -> tuple[list[int], int]:
     """Squares; later chunks finish first. `deadly` numbers kill, with `once` only the first time."""
     time.sleep(0.01 * (5 - chunk.batch % 5))
-    kept = [
-        int(key) for row, key in enumerate(chunk.read()["source_key"].to_pylist()) if row not in chunk.skip
-    ]
+    keys = chunk.read()["source_key"].to_pylist()
+    kept = [int(key) for row, key in enumerate(keys) if row not in chunk.skip]
     if set(deadly) & set(kept) and not (once and once.exists()):
         if once:
             once.touch()
@@ -31,15 +29,16 @@ def work(
 
 
 def die(how: str) -> None:
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "crashed":
-        os.kill(os.getpid(), signal.SIGSEGV)
+    if how in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[how])
     if how == "left":
         os._exit(0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
     bytearray(1 << 30)
+
+
+SIGNALS = {"killed": signal.SIGKILL, "crashed": signal.SIGSEGV}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +50,14 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
     return chunks_of(folder / "numbers.arrow", folder, "squares")
 
 
+def squares(results: Iterable[tuple[list[int], int]]) -> list[int]:
+    return [square for squares, _ in results for square in squares]
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_keep_the_order_of_chunks(chunks: list[Chunk], workers: int) -> None:
     results = list(map_chunks(work, chunks, workers))
-    assert [square for squares, _ in results for square in squares] == [n * n for n in range(40)]
+    assert squares(results) == [n * n for n in range(40)]
     processes = {process for _, process in results}
     assert os.getpid() not in processes
     assert len(processes) <= workers
@@ -63,27 +66,23 @@ def test_results_keep_the_order_of_chunks(chunks: list[Chunk], workers: int) -> 
 @pytest.mark.parametrize(
     ("how", "deadly"), [("killed", (14, 15, 33)), ("crashed", (1,)), ("left", (2,)), ("out of memory", (3,))]
 )
-def test_rows_that_kill_their_worker_are_named_and_left_out(
-    chunks: list[Chunk], how: str, deadly: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+def test_rows_that_kill_their_worker_are_left_out(
+    chunks: list[Chunk], how: str, deadly: tuple, capsys: pytest.CaptureFixture
 ) -> None:
     some = chunks if how == "killed" else chunks[:1]  # finding a row takes a dozen processes
-    results = list(map_chunks(partial(work, how=how, deadly=deadly), some, 2))
-    assert [square for squares, _ in results for square in squares] == [
-        n * n for n in range(4 * len(some)) if n not in deadly
-    ]
+    results = map_chunks(partial(work, how=how, deadly=deadly), some, 2)
+    assert squares(results) == [n * n for n in range(4 * len(some)) if n not in deadly]
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == len(deadly)
     for line, number in zip(said, deadly, strict=True):
         assert str(chunks[number // 4]) in line
         assert f"row numbers/{number}," in line
 
 
-def test_a_worker_killed_from_outside_loses_no_row(
-    chunks: list[Chunk], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_worker_killed_from_outside(
+    chunks: list[Chunk], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     dies_once = partial(work, how="killed", deadly=(17,), once=tmp_path / "died")
-    results = map_chunks(dies_once, chunks, 2)
-    assert [n for squares, _ in results for n in squares] == [n * n for n in range(40)]
+    assert squares(map_chunks(dies_once, chunks, 2)) == [n * n for n in range(40)]
     assert capsys.readouterr().err == ""
 
 
@@ -95,7 +94,6 @@ def die_of_company(chunk: Chunk) -> int:
 
 
 def test_a_chunk_that_kills_without_any_row_doing_so_is_one_line(chunks: list[Chunk]) -> None:
-    with pytest.raises(
-        UserError, match=r"batch 0 of .*: a worker process dies on it, but on none of its rows"
-    ):
+    says = r"batch 0 of .*: a worker process dies on it, but on none of its rows"
+    with pytest.raises(UserError, match=says):
         list(map_chunks(die_of_company, chunks, 2))

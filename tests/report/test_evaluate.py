@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner
+from commands import refusal, run_well
+from mindspore import Tensor
 from PIL import Image
 from runs import train_well
 from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, shape_of, word_tokenizer
@@ -42,6 +43,7 @@ DECISIONS = {"train-0": "yes", "test-0": "no", "test-1": "maybe", "test-3": "no"
         ("", "no", False, 0.0),
         ("the", "a", True, 1.0),
         ("chest x-ray", "chest xray", True, 1.0),
+        ("  The  Heart, a-b! ", "heart ab", True, 1.0),
     ],
 )
 def test_answers_are_compared_as_squad_does(prediction: str, answer: str, equal: bool, f1: float) -> None:
@@ -58,16 +60,13 @@ def test_closed_and_open_questions_are_kept_apart() -> None:
     assert (metrics["questions"], metrics["closed_questions"], metrics["open_questions"]) == (4, 2, 2)
     assert "closed_f1" not in answer_metrics(["heart"], ["heart"])
     assert commonest(["No", "yes", "no.", "the heart"]) == "no"
-    assert exact_match("  The  Heart, a-b! ", "heart ab")
 
 
 def test_decisions_have_the_figures_of_scikit_learn() -> None:
     """accuracy_score and f1_score(average="macro") of these lists, worked out by hand."""
-    truth = ["yes", "yes", "no", "maybe", "no", "yes"]
-    said = ["yes", "no", "no", "yes", "no", "yes"]
-    metrics = decision_metrics(said, truth)
-    assert metrics["accuracy"] == pytest.approx(4 / 6)
-    assert metrics["macro_f1"] == pytest.approx((4 / 6 + 4 / 5 + 0) / 3)
+    truth, said = "yes yes no maybe no yes", "yes no no yes no yes"
+    metrics = decision_metrics(said.split(), truth.split())
+    assert metrics == pytest.approx({"accuracy": 4 / 6, "macro_f1": (4 / 6 + 4 / 5 + 0) / 3})
     assert decision_metrics(["yes"], ["yes"]) == {"accuracy": 1.0, "macro_f1": 1.0}
 
 
@@ -88,7 +87,6 @@ TRAIN = ("--model", "model", "--shards", "shards", "--steps", 2, "--mode", "pyna
 
 @pytest.fixture(scope="module")
 def run(work: Path) -> Path:
-    """A run with small evaluations."""
     output = train_well(work, *TRAIN, "--out", "run", "--eval-every", 2)
     assert "evaluation after step 2 · vqa exact_match" in output
     return work / "run"
@@ -97,18 +95,16 @@ def run(work: Path) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(work: Path, run: Path) -> tuple[dict, pl.DataFrame, Path]:
     """(figures, predictions, folder) of an evaluation of the run on the test split."""
-    arguments = ["--split", "test", "--batch", "2", "--pictures", "3", "--max-tokens", "6"]
-    content = _eval(run, *arguments, "--pubmedqa-test", str(work / "list.json"))
+    options = ["--split", "test", "--batch", 2, "--pictures", 3, "--max-tokens", 6]
+    content = _eval(run, *options, "--pubmedqa-test", work / "list.json")
     return content, pl.read_ipc(run / "eval" / "test.arrow"), run / "eval"
 
 
-def _eval(out: Path, *arguments: str) -> dict:
+def _eval(out: Path, *arguments: object) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out.parent)
-        result = CliRunner().invoke(main, ["eval", out.name, *arguments])
-        assert result.exit_code == 0, result.output
-        written = result.output.split("written: ")[1].split(",")[0]
-        return json.loads(Path(written).read_text())
+        output = run_well(main, "eval", out.name, *arguments)
+        return json.loads(Path(output.split("written: ")[1].split(",")[0]).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -117,54 +113,47 @@ def model(run: Path) -> Janus:
 
 
 @pytest.mark.parametrize("task", ["text", "vqa", "t2i"])
-def test_each_sample_has_the_loss_that_training_computes(
-    work: Path, model: Janus, evaluated: tuple, task: str
-) -> None:
-    from mindspore import Tensor
-
+def test_each_sample_has_the_loss_of_training(work: Path, model: Janus, evaluated: tuple, task: str) -> None:
     content, predictions, _ = evaluated
     rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(model, task)
     of_task = predictions.filter(pl.col("part") == task)
     assert of_task["sample_id"].to_list() == rows.column("sample_id").to_pylist()
     total = tokens = 0
     for i, nll in enumerate(of_task["nll"]):
-        sample = rows.read(i)
-        states = int(np.diff(sample.supervised).sum())
-        shape = shape_of(task, [sample], IMAGE)
-        special = word_tokenizer().special
-        (batch,) = collate(task, rows.block(np.array([i])), [1], shape, special, held_out=True)
+        block, shape = rows.block(np.array([i])), shape_of(task, [rows.read(i)], IMAGE)
+        (batch,) = collate(task, block, [1], shape, word_tokenizer().special, held_out=True)
         expected = float(loss(*map(Tensor, batch.inputs)).asnumpy())
-        assert nll * states == pytest.approx(expected, abs=1e-3)
-        total, tokens = total + expected, tokens + states
+        assert nll * batch.supervised == pytest.approx(expected, abs=1e-3)
+        total, tokens = total + expected, tokens + batch.supervised
     figures = content["metrics"][task]
     assert figures["loss"] == pytest.approx(total / tokens, abs=1e-4)
     assert (figures["samples"], figures["tokens"]) == (TEST_ROWS, tokens)
     assert 0 <= figures["token_accuracy"] <= 1
 
 
-def test_figures_are_those_of_the_predictions(evaluated: tuple) -> None:
-    content, predictions, _ = evaluated
-    vqa = predictions.filter(pl.col("part") == "vqa")
-    assert vqa.height == TEST_ROWS
-    assert vqa["prediction"].null_count() == 0
-    assert content["metrics"]["vqa"]["exact_match"] == vqa["correct"].mean()
-    assert content["metrics"]["vqa"]["f1"] == pytest.approx(vqa["score"].mean())
+def test_figures_are_those_of_the_predictions_and_pictures_are_drawn(evaluated: tuple) -> None:
+    content, predictions, folder = evaluated
+    vqa, figures = predictions.filter(pl.col("part") == "vqa"), content["metrics"]["vqa"]
+    assert (vqa.height, vqa["prediction"].null_count()) == (TEST_ROWS, 0)
+    assert figures["exact_match"] == vqa["correct"].mean()
+    assert figures["f1"] == pytest.approx(vqa["score"].mean())
     assert content["baseline"]["vqa"]
-    assert "baseline_exact_match" in content["metrics"]["vqa"]
+    assert "baseline_exact_match" in figures
     assert predictions.filter(pl.col("part") == "t2i")["correct"].null_count() == TEST_ROWS
+    assert content["model"].endswith("checkpoints/step-000002")
+    picture = Image.open(folder / content["pictures"])
+    assert (picture.size, picture.text["seed"]) == ((3 * SIDE, 2 * SIDE), "0")
+    assert sum(name.startswith("prompt ") for name in picture.text) == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["test-pictures.png", "test.arrow", "test.json"]
 
 
 def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tuple) -> None:
     """Each decision is one token here, so the logits behind the prompt say what must come out."""
-    from mindspore import Tensor
-
     content, predictions, _ = evaluated
     answered = predictions.filter(pl.col("part") == "pubmedqa")
-    assert {f"pubmedqa/{key}": answer for key, answer in DECISIONS.items() if key != "99"} == dict(
-        zip(answered["sample_id"], answered["answer"], strict=True)
-    )
-    tokenizer, loss = word_tokenizer(), TaskLoss(model, "text")
-    words = ["yes", "no", "maybe"]
+    listed = {f"pubmedqa/{key}": answer for key, answer in DECISIONS.items() if key != "99"}
+    assert dict(answered.select("sample_id", "answer").iter_rows()) == listed
+    tokenizer, loss, words = word_tokenizer(), TaskLoss(model, "text"), ["yes", "no", "maybe"]
     ids = [ids[0] for ids in tokenizer.encode_texts(words)]
     for prompt, prediction, score in answered.select("prompt", "prediction", "score").rows():
         (sample,) = encode_samples(tokenizer, [PromptRow("text", prompt)], 0)
@@ -183,16 +172,6 @@ def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tup
     assert figures["baseline_accuracy"] == 0.5
 
 
-def test_drawn_pictures_are_below_the_held_out_ones(evaluated: tuple) -> None:
-    content, _, folder = evaluated
-    assert content["model"].endswith("checkpoints/step-000002")
-    picture = Image.open(folder / content["pictures"])
-    assert picture.size == (3 * SIDE, 2 * SIDE)
-    assert picture.text["seed"] == "0"
-    assert len([name for name in picture.text if name.startswith("prompt ")]) == 3
-    assert sorted(path.name for path in folder.iterdir()) == ["test-pictures.png", "test.arrow", "test.json"]
-
-
 def test_a_run_is_asked_while_it_trains(run: Path) -> None:
     small = [record for record in read_history(run).records if record["kind"] == "eval"]
     assert [record["step"] for record in small] == [0, 2]
@@ -205,11 +184,11 @@ def test_a_run_is_asked_while_it_trains(run: Path) -> None:
 def test_asking_changes_nothing_and_validation_is_evaluated_alike(work: Path, run: Path) -> None:
     train_well(work, *TRAIN, "--out", "plain")
     records, others = (read_history(work / name).records for name in ("run", "plain"))
-    losses = [[r["loss"] for r in of if r["kind"] == "step"] for of in (records, others)]
-    assert losses[0] == losses[1]
-    assert not [record for record in others if record["kind"] == "eval"]
-    model = ["--model", str(run / "checkpoints" / "step-000002"), "--shards", str(work / "shards")]
-    content = _eval(work / "elsewhere", *model, "--pictures", "0")
+    one, other = ([r["loss"] for r in of if r["kind"] == "step"] for of in (records, others))
+    assert one == other
+    assert "eval" not in {record["kind"] for record in others}
+    model = ["--model", run / "checkpoints" / "step-000002", "--shards", work / "shards"]
+    content = _eval(work / "elsewhere", *model, "--pictures", 0)
     assert content["pictures"] is None
     last = next(record for record in reversed(records) if record["kind"] == "validation")
     for task, loss in last["loss_per_task"].items():
@@ -236,7 +215,4 @@ def test_mistakes_are_one_line(work: Path, arguments: list[str], says: str) -> N
         make_trainable(work / "untested", {"text": 3})
     if arguments[0] == "OUT":
         arguments = ["WORK/out", "--model", "WORK/model", "--shards", "WORK/shards", *arguments[1:]]
-    result = CliRunner().invoke(main, ["eval", *[a.replace("WORK", str(work)) for a in arguments]])
-    assert result.exit_code == 2, result.output
-    assert says in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert says in refusal(main, "eval", *[argument.replace("WORK", str(work)) for argument in arguments])

@@ -1,16 +1,19 @@
-"""Checkpoints are whole or passed over; of each step there is at most one, and the newest are kept."""
+"""Checkpoints are whole or passed over, the newest are kept, and a full disk leaves the one before it."""
 
 import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from disks import remount, small_disk
 from mindone.safetensors.mindspore import load_file
 from mindspore import Tensor
+from runs import TEXT, finish, finish_well, left_behind, start, train, train_well
 
 from janus.common.errors import UserError
 from trainer.config import resolve
@@ -24,8 +27,7 @@ def _save(out: Path, step: int, keep: int = 3, source: Path | None = None) -> Pa
     def save_model(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"weights %d" % step)
 
-    optimizer = {name: Tensor(array) for name, array in OPTIMIZER.items()}
-    saved = save_checkpoint(out, step, save_model, optimizer, STATE)
+    saved = save_checkpoint(out, step, save_model, {k: Tensor(v) for k, v in OPTIMIZER.items()}, STATE)
     remove_old(out, keep, source)
     return saved
 
@@ -45,39 +47,31 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     checkpoint = newest_checkpoint(tmp_path, pytest.fail)
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.state) == (5, STATE)
-    loaded = load_file(checkpoint.folder / "optimizer.safetensors")
-    assert loaded.keys() == OPTIMIZER.keys()
-    for name, array in OPTIMIZER.items():
-        np.testing.assert_array_equal(loaded[name].asnumpy(), array)
-        assert loaded[name].asnumpy().dtype == array.dtype
+    loaded = {
+        name: tensor.asnumpy()
+        for name, tensor in load_file(checkpoint.folder / "optimizer.safetensors").items()
+    }
+    np.testing.assert_equal(loaded, OPTIMIZER)
+    assert all(loaded[name].dtype == array.dtype for name, array in OPTIMIZER.items())
 
 
-def test_the_newest_are_kept_and_numbers_are_not_sorted_as_text(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_the_one_that_the_process_resumed_from(tmp_path: Path) -> None:
+    """Numbers are not sorted as text. What is never trained is copied from the source at every save."""
+    source = _save(tmp_path, 999_998)
     for step in (999_999, 1_000_000, 1_000_001):
-        _save(tmp_path, step, keep=2)
-    assert _names(tmp_path) == ["step-1000000", "step-1000001"]
-    assert _newest(tmp_path) == (1_000_001, [])
-
-
-def test_the_checkpoint_that_a_process_resumed_from_stays_as_long_as_it_runs(tmp_path: Path) -> None:
-    """What is never trained is copied from it at every save."""
-    source = _save(tmp_path, 1)
-    for step in (2, 3, 4):
         _save(tmp_path, step, keep=2, source=source)
-    assert [name[-1] for name in _names(tmp_path)] == ["1", "3", "4"]
+    assert _names(tmp_path) == ["step-1000000", "step-1000001", "step-999998"]
+    assert _newest(tmp_path) == (1_000_001, [])
+    remove_old(tmp_path, 2, None)
+    assert _names(tmp_path) == ["step-1000000", "step-1000001"]
 
 
 def _edit_state(**edit: Any) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
-        content = json.loads((folder / "state.json").read_text())
-        (folder / "state.json").write_text(json.dumps({**content, **edit}))
+        path = folder / "state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
 
     return damage
-
-
-def _copy_the_first(folder: Path) -> None:
-    shutil.rmtree(folder)
-    shutil.copytree(folder.with_name("step-000001"), folder)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -90,7 +84,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "steps skipped": _edit_state(skipped=[1]),
     "no checksums": _edit_state(sha256={}),
     "changes": _edit_state(changes=[{"a": 1}]),
-    "another step's checkpoint": _copy_the_first,
+    "another's files": lambda to: shutil.copytree(to.with_name("step-000001"), to, dirs_exist_ok=True),
 }
 
 
@@ -99,21 +93,14 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, damage: 
     _save(tmp_path, 1)
     folder = _save(tmp_path, 2)
     DAMAGE[damage](folder)
-    step, (warning,) = _newest(tmp_path)
-    assert step == 1
-    assert "step-000002" in warning
-    assert _names(tmp_path) == ["damaged-step-000002", "step-000001"]
+    # A reader moves nothing: the run may be in progress.
+    for moves, left in ((False, "step-000002"), (True, "damaged-step-000002")):
+        step, (warning,) = _newest(tmp_path, moves)
+        assert step == 1
+        assert "step-000002" in warning
+        assert _names(tmp_path) == sorted(["step-000001", left])
     assert _save(tmp_path, 2) == folder  # written anew
     assert _newest(tmp_path) == (2, [])
-
-
-def test_a_reader_moves_nothing(tmp_path: Path) -> None:
-    """`trainer eval`, while the run may be in progress."""
-    _save(tmp_path, 1)
-    (_save(tmp_path, 2) / "model.safetensors").unlink()
-    step, warnings = _newest(tmp_path, rename=False)
-    assert (step, len(warnings)) == (1, 1)
-    assert _names(tmp_path) == ["step-000001", "step-000002"]
 
 
 def test_where_no_checkpoint_is_whole_nothing_starts_over(tmp_path: Path) -> None:
@@ -125,15 +112,70 @@ def test_where_no_checkpoint_is_whole_nothing_starts_over(tmp_path: Path) -> Non
 
 
 def test_a_save_that_dies_leaves_the_previous_one(tmp_path: Path) -> None:
-    _save(tmp_path, 1)
-
     def no_more(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("no more")
 
+    _save(tmp_path, 1)
     with pytest.raises(UserError, match=r"step-000002: .*no more"):
-        save_checkpoint(tmp_path, 2, no_more, OPTIMIZER, RunState({}))
+        save_checkpoint(tmp_path, 2, no_more, OPTIMIZER, STATE)
     assert _names(tmp_path) == ["step-000001"]
-    assert _newest(tmp_path) == (1, [])
     _save(tmp_path, 2)
     assert _newest(tmp_path) == (2, [])
+
+
+STEPS = 12
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        yield disk
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(work: Path, disk: Path) -> None:
+    """Room for two checkpoints and a half."""
+    given = [*TEXT, "--steps", STEPS, "--save-every", 3, "--keep", 9]
+    whole, out = work / "never-full", disk / "run"
+    train_well(work, *given, "--out", whole)
+    checkpoint = sum(path.stat().st_size for path in (whole / "checkpoints/step-000003").iterdir())
+    remount(disk, f"size={checkpoint * 5 // 2}")
+    code, _, err = finish(start(work, *given, "--out", out))
+    assert code == 2, err
+    assert err.startswith(f"Error: {out}/checkpoints/step-000009: the disk is full")
+    assert f"{out}/checkpoints/step-000006 is whole" in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
+    remount(disk, f"size={checkpoint * 9}")
+    finish_well(start(work, "--out", out, "--resume"))
+    assert left_behind(out, STEPS) == left_behind(whole, STEPS)
+
+
+IN_THE_WAY = [("ledger", Path.touch, "--resume"), ("metrics.jsonl", Path.mkdir, "--resume")]
+IN_THE_WAY += [(".tmp-config.yaml.part", Path.mkdir, "start the run again")]  # without config.yaml, no resume
+
+
+@pytest.mark.parametrize(("name", "make", "remedy"), IN_THE_WAY)
+def test_what_is_in_the_way_of_a_run_is_one_line(work: Path, name: str, make: Callable, remedy: str) -> None:
+    out = work / f"blocked by {name}"
+    out.mkdir()
+    make(out / name)
+    code, output = train(work, *TEXT, "--steps", 1, "--mode", "pynative", "--out", out.name)
+    assert code == 2, output
+    (line,) = [line for line in output.splitlines() if line.startswith("Error")]
+    assert name in line.partition("cannot be read or written (")[2]
+    assert line.endswith(f"; fix that, then {remedy}")
+
+
+def test_a_file_that_may_not_grow_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    """A limit on a file's size fails within the file, as a quota does."""
+    _save(tmp_path, 1)
+    old, moments = resource.getrlimit(resource.RLIMIT_FSIZE), {"m": Tensor(np.ones(100_000, np.float32))}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    try:
+        with pytest.raises(UserError, match=r"step-000002: the disk is full .*step-000001 is whole"):
+            save_checkpoint(tmp_path, 2, lambda folder: None, moments, STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (_names(tmp_path), _newest(tmp_path)) == (["step-000001"], (1, []))

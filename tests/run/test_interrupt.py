@@ -1,8 +1,4 @@
-"""Runs that are killed (`kill -9`) or stopped (SIGTERM, Ctrl-C) again and again end as one that never was.
-
-For each task, and for all in one, a run is killed at five points drawn from a seed, while it starts, steps
-and saves; it is resumed after each.
-"""
+"""Processes that are killed, stopped or two at once: it ends as if nothing had happened."""
 
 import random
 import signal
@@ -10,11 +6,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
+from commands import refusal
 from paths import ROOT
-from runs import TEXT, finish, left_behind, start, steps_seen, train_well
+from raw_data import build_command, run_well, write_pubmedqa
+from runs import TEXT, finish, finish_well, left_behind, refused, start, steps_seen, train_well
+
+from janus.common.errors import UserError
+from janus.common.files import exclusive_lock
+from pipelines.cli import main
 
 KILLED_STEPS, SAVE_EVERY = 24, 4
 TASKS = ("text", "vqa", "t2i", "mixed")
@@ -22,7 +25,7 @@ POINTS = ("step", "save", "start", "save", "step")
 
 
 @pytest.fixture(scope="module")
-def killed(work: Path) -> dict[str, Future[list[str]]]:
+def killed(work: Path) -> dict[str, Future]:
     """Per task: where each kill struck. Two tasks at a time, each with a run that is not killed."""
     with ThreadPoolExecutor(2) as pool:
         return {task: pool.submit(_kill_and_resume, work, task) for task in TASKS}
@@ -32,30 +35,24 @@ def _kill_and_resume(work: Path, task: str) -> list[str]:
     given = ["--task", task, "--model", "model", "--shards", "shards", "--learning-rate", "1e-3"]
     given += ["--steps", KILLED_STEPS, "--save-every", SAVE_EVERY, "--keep", 2]
     given += ["--eval-every", 6, "--eval-samples", 2 if task == "text" else 0]
-    code, _, err = finish(start(work, *given, "--out", f"{task}-whole"))
-    assert code == 0, err
+    finish_well(start(work, *given, "--out", f"{task}-whole"))
     drawn = random.Random(f"points of {task}")
     steps = sorted(drawn.sample(range(2, KILLED_STEPS - 1), len(POINTS)))
     struck, arguments = [], [*given, "--out", f"{task}-killed"]
     for point, step in zip(POINTS, steps, strict=True):
         struck.append(_kill(work, arguments, point, step, drawn))
         arguments = ["--out", f"{task}-killed", "--resume"]
-    code, _, err = finish(start(work, *arguments))
-    assert code == 0, err
+    finish_well(start(work, *arguments))
     return struck
 
 
 def _kill(work: Path, arguments: list, point: str, step: int, drawn: random.Random) -> str:
-    """Start, kill at the point, and say where that was."""
-    process = start(work, *arguments)
-    last = 0
+    process, last = start(work, *arguments), 0
     if point == "start":
         time.sleep(drawn.uniform(0.5, 2.5))
     else:
-        to_save = -(-step // SAVE_EVERY) * SAVE_EVERY
-        for last in steps_seen(process):
-            if last >= (to_save if point == "save" else step):
-                break
+        step = -(-step // SAVE_EVERY) * SAVE_EVERY if point == "save" else step
+        last = next(seen for seen in steps_seen(process) if seen >= step)
         if point == "save":  # on a fast machine it may be over by the time one looks
             run = work / arguments[arguments.index("--out") + 1]
             _wait_for(run, f".tmp-step-{last:06d}", f"step-{last:06d}")
@@ -75,9 +72,7 @@ def _wait_for(run: Path, *checkpoints: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_killed_at_five_points_ends_as_one_that_was_not(
-    work: Path, killed: dict[str, Future[list[str]]], task: str
-) -> None:
+def test_a_run_killed_ends_as_one_that_was_not(work: Path, killed: dict[str, Future], task: str) -> None:
     struck = killed[task].result()
     assert len(struck) == len(POINTS)
     whole, resumed = (left_behind(work / f"{task}-{how}", KILLED_STEPS) for how in ("whole", "killed"))
@@ -90,58 +85,38 @@ def test_a_run_killed_at_five_points_ends_as_one_that_was_not(
 STEPS, EVERY = 60, 6
 
 
-def _until_line(process: subprocess.Popen[str], start: str) -> None:
-    next(line for line in process.stdout if line.startswith(start))
+def _until(moment: str, process: subprocess.Popen[str], run: Path) -> None:
+    if moment in ("stepping", "evaluating"):  # the validation follows the line of an EVERY-th step
+        next(step for step in steps_seen(process) if moment == "stepping" or step % EVERY == 0)
+        return
+    last_line = {"compiling": "frozen: ", "saving": "validation after step"}[moment]
+    next(line for line in process.stdout if line.startswith(last_line))
+    if moment == "compiling":
+        time.sleep(0.3)
+    else:
+        _wait_for(run, ".tmp-step-*")
 
 
-def _until_compiling(process: subprocess.Popen[str], run: Path) -> None:
-    _until_line(process, "frozen: ")  # the last line before the first graph
-    time.sleep(0.3)
-
-
-def _until_stepping(process: subprocess.Popen[str], run: Path) -> None:
-    next(steps_seen(process))
-
-
-def _until_evaluating(process: subprocess.Popen[str], run: Path) -> None:
-    next(step for step in steps_seen(process) if step % EVERY == 0)  # the validation follows this line
-
-
-def _until_saving(process: subprocess.Popen[str], run: Path) -> None:
-    _until_line(process, "validation after step")  # the save follows this line
-    _wait_for(run, ".tmp-step-*")
-
-
-MOMENTS = [
-    (_until_stepping, signal.SIGTERM, 0),
-    (_until_stepping, signal.SIGINT, 130),
-    (_until_compiling, signal.SIGINT, 130),
-    (_until_compiling, signal.SIGTERM, 0),
-    (_until_evaluating, signal.SIGTERM, 0),
-    (_until_evaluating, signal.SIGINT, 130),
-    (_until_saving, signal.SIGINT, 130),
-    (_until_saving, signal.SIGTERM, 0),
-]
+MOMENTS = ("stepping", "compiling", "evaluating", "saving")
+CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 @pytest.mark.slow
-def test_a_run_is_stopped_while_it_steps_compiles_evaluates_and_saves(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_stopped_at_any_moment(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run, stopped again and again; graphs are not kept, so that there is something to compile."""
     monkeypatch.setenv("JANUS_CACHE", "")
     given = [*TEXT, "--steps", STEPS, "--eval-samples", 2, "--eval-every", EVERY, "--save-every", EVERY]
     train_well(work, *given, "--out", "not-stopped")
     arguments, saved = [*given, "--out", "stopped"], 0
-    for until, number, wanted in MOMENTS:
+    for moment, (number, wanted) in product(MOMENTS, CODES.items()):
         process = start(work, *arguments)
-        until(process, work / "stopped")
+        _until(moment, process, work / "stopped")
         process.send_signal(number)
         code, out, err = finish(process)
         assert code == wanted, err
         assert err.strip().splitlines()[-1].startswith(f"{number.name}: saving after this step")
         steps = [int(path.name[5:]) for path in (work / "stopped/checkpoints").glob("step-*")]
-        assert saved < max(steps) < STEPS, until
+        assert saved < max(steps) < STEPS, moment
         saved = max(steps)
         assert f"stopped by {number.name}, saved stopped/checkpoints/step-{saved:06d}: " in out
         arguments = ["--out", "stopped", "--resume"]
@@ -185,8 +160,103 @@ def test_a_second_ctrl_c_ends_at_once_even_within_a_step() -> None:
     assert process.stderr.read() == "SIGINT: ended at once; what was saved before is whole\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_before_there_is_anything_to_save_the_first_signal_ends(number: signal.Signals, code: int) -> None:
     process = _busy("starting")
     process.send_signal(number)
     assert process.wait(10) == code
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from janus.common.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]), "taken"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def _check_taken(path: Path) -> None:
+    with pytest.raises(UserError, match="taken"), exclusive_lock(path, "taken"):
+        pass
+
+
+def test_a_lock_goes_with_its_process_whatever_ends_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    _check_taken(path)
+    assert path.exists()  # the one who was refused did not remove it
+    holder.kill()
+    holder.communicate()
+    with exclusive_lock(path, "first"):
+        _check_taken(path)
+    assert list(tmp_path.iterdir()) == []
+    with exclusive_lock(path, "first"):
+        path.unlink()  # who finds another file under the name than the one locked takes the new one
+        with exclusive_lock(path, "second"):
+            _check_taken(path)
+
+
+@pytest.fixture
+def build(tmp_path: Path, sample_data: Path) -> list[str]:
+    rows = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(40)]
+    write_pubmedqa(tmp_path / "data", rows)
+    return [*map(str, build_command(tmp_path / "data", tmp_path, sample_data / "tokenizer"))]
+
+
+@pytest.mark.parametrize(
+    ("lock", "says"),
+    [
+        ("work/.lock", "work: another build is at work in this folder; wait for its end"),
+        (".lock-shards", "shards: another build is writing this folder; wait for its end"),
+    ],
+)
+def test_a_second_build_is_told_so(tmp_path: Path, build: list[str], lock: str, says: str) -> None:
+    (tmp_path / "work").mkdir()
+    with exclusive_lock(tmp_path / lock, "the first build"):
+        assert says in refusal(main, *build)
+        assert not (tmp_path / "shards").exists()
+        if lock == "work/.lock":  # a single stage asks as well
+            assert says in refusal(main, "ingest", *build[1:5])
+            assert not (tmp_path / "work" / "ingest").exists()
+    run_well(*build)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "work", "shards"}
+    assert not (tmp_path / "work" / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_a_build_in_progress_is_not_disturbed(tmp_path: Path, build: list[str]) -> None:
+    command, pipe = [sys.executable, "-m", "pipelines", *build], subprocess.PIPE
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    while not (tmp_path / "work" / ".lock").exists() and first.poll() is None:
+        time.sleep(0.001)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == 2, second.stdout
+    assert second.stderr.startswith("Error: ")
+    assert second.stderr.count("\n") == 1
+    _, errors = first.communicate()
+    assert first.returncode == 0, errors
+    assert (tmp_path / "shards" / "manifest.json").is_file()
+
+
+def test_two_that_begin_one_new_run_do_not_share_it(work: Path) -> None:
+    """The folder has no run yet, but one has just claimed it."""
+    (work / "new").mkdir()
+    with exclusive_lock(work / "new" / ".lock", "the first"):
+        assert "another trainer is at work" in refused(work, *TEXT, "--out", "new", "--steps", 1)
+    assert list((work / "new").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_second_trainer_leaves_a_run_in_progress_alone(work: Path) -> None:
+    given = [*TEXT, "--steps", 40, "--save-every", 10]
+    train_well(work, *given, "--out", "alone")
+    process = start(work, *given, "--out", "disturbed")
+    next(steps_seen(process))
+    assert "another trainer is at work" in refused(work, "--out", "disturbed", "--resume")
+    finish_well(process)
+    assert left_behind(work / "disturbed", 40) == left_behind(work / "alone", 40)
+    assert not (work / "disturbed" / ".lock").exists()

@@ -7,16 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from trainer_shards import CODES, SIDE, TOKENS, make_trainable
+from trainer_shards import make_feed, make_trainable
 
 from janus.common.errors import UserError
-from janus.tokens import JanusTokenizer
-from shards.read import ShardSet
-from trainer.config import resolve
 from trainer.run.ledger import Ledger
 from trainer.stream.feed import Feed
 from trainer.stream.plan import Plan
-from trainer.stream.shapes import ImageShape
 
 TRAIN = {"vqa": 17, "text": 5, "t2i": 13}
 COUNTS = {"vqa": 5, "text": 1, "t2i": 4}
@@ -33,73 +29,63 @@ def _short_files() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     shards = make_trainable(tmp_path_factory.mktemp("data") / "shards", TRAIN)
-    special = JanusTokenizer(shards / "tokenizer").special
-    config, image = resolve({"steps": STEPS, "micro_batch": 2}), ImageShape(SIDE, TOKENS, CODES)
-    return Feed(ShardSet.open(shards), config, special, image)
+    return make_feed(shards, steps=STEPS, micro_batch=2)
 
 
-def _write(feed: Feed, out: Path, first: int, last: int, save_every: int) -> None:
+def _write(feed: Feed, out: Path, first: int, last: int, save_every: int) -> Path:
     ledger = Ledger(out, first - 1)
     for step in range(first, last + 1):
         ledger.add(step, feed.step(step))
-        if step % save_every == 0:
+        if step % save_every == 0 or step == last:
             ledger.save()
-    ledger.save()
-
-
-@pytest.fixture(scope="module")
-def ledger(feed: Feed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    _write(feed, out, 1, STEPS, 7)
     return out
 
 
 @pytest.fixture(scope="module")
+def ledger(feed: Feed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(feed, tmp_path_factory.mktemp("run"), 1, STEPS, 7) / "ledger"
+
+
+@pytest.fixture(scope="module")
 def rows(ledger: Path) -> pl.DataFrame:
-    return pl.scan_ipc(ledger / "ledger" / "*.arrow").collect()
+    return pl.scan_ipc(ledger / "*.arrow").collect()
 
 
 def test_the_files_are_few_and_one_query_reads_them_all(ledger: Path, rows: pl.DataFrame) -> None:
-    names = sorted(path.name for path in (ledger / "ledger").iterdir())
+    names = sorted(path.name for path in ledger.iterdir())
     assert names == [f"steps-{first:08d}.arrow" for first in (1, 41, 81)]
     assert rows.columns == ["step", "task", "sample_id", "epoch", "micro_batch"]
     assert len(rows) == STEPS * 10
 
 
 def test_it_names_the_samples_of_a_step_by_micro_batch(feed: Feed, rows: pl.DataFrame) -> None:
-    made, data = rows.filter(pl.col("step") == 50), feed.step(50)
-    calls = made.group_by("micro_batch", maintain_order=True).agg(pl.col("task").first(), pl.len())
-    assert calls["micro_batch"].to_list() == list(range(len(data.batches)))
-    assert calls["task"].cast(pl.String).to_list() == [task for task, _ in data.batches]
-    assert calls["len"].to_list() == [batch.samples for _, batch in data.batches]
-    used = feed.train["vqa"]
-    ids = [used.read(int(place)).sample_id for place in feed.plan.draw("vqa", 50).indices]
-    assert made.filter(pl.col("task") == "vqa")["sample_id"].cast(pl.String).to_list() == ids
+    data = feed.step(50)
+    made = rows.filter(pl.col("step") == 50).with_columns(pl.col("task", "sample_id").cast(pl.String))
+    calls = made.group_by("micro_batch", "task", maintain_order=True).len()
+    expected = [(n, task, batch.samples) for n, (task, batch) in enumerate(data.batches)]
+    assert calls.rows() == expected
+    ids = [feed.train["vqa"].read(int(place)).sample_id for place in feed.plan.draw("vqa", 50).indices]
+    assert made.filter(pl.col("task") == "vqa")["sample_id"].to_list() == ids
 
 
 def test_the_ratio_is_exact_in_every_window_of_ten_steps(rows: pl.DataFrame) -> None:
     for first in range(1, STEPS - 8):
-        window = rows.filter(pl.col("step").is_between(first, first + 9))
-        assert dict(window["task"].cast(pl.String).value_counts().iter_rows()) == {
-            task: 10 * count for task, count in COUNTS.items()
-        }
+        window = rows.filter(pl.col("step").is_between(first, first + 9))["task"].cast(pl.String)
+        assert dict(window.value_counts().iter_rows()) == {task: 10 * n for task, n in COUNTS.items()}
 
 
 @pytest.mark.parametrize("stopped", [1, 39, 40, 41, 62, 80])
-def test_resumed_after_a_kill_it_has_the_same_bytes(
-    feed: Feed, ledger: Path, tmp_path: Path, stopped: int
-) -> None:
+def test_resumed_it_has_the_same_bytes(feed: Feed, ledger: Path, tmp_path: Path, stopped: int) -> None:
     """Killed some steps after the checkpoint of step `stopped`, which the ledger has written already."""
     _write(feed, tmp_path, 1, min(stopped + 5, STEPS), 5)
     (tmp_path / "ledger" / ".tmp-steps-00000001.arrow.part").write_bytes(b"half")
     _write(feed, tmp_path, stopped + 1, STEPS, 9)
-    for path in (ledger / "ledger").iterdir():
+    for path in ledger.iterdir():
         assert (tmp_path / "ledger" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_file_that_cannot_be_resumed_is_named(feed: Feed, tmp_path: Path) -> None:
-    _write(feed, tmp_path, 1, 20, 5)
-    path = tmp_path / "ledger" / "steps-00000001.arrow"
+    path = _write(feed, tmp_path, 1, 20, 5) / "ledger" / "steps-00000001.arrow"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"steps-00000001.arrow: cannot be read .* put it back, or move"):
         Ledger(tmp_path, 10)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TEXT, finish, left_behind, refused, start, train_well
+from rounding import rounding_bound
+from runs import TEXT, finish_well, left_behind, refused, start, train_well
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable
 
@@ -16,7 +17,9 @@ from janus.model.janus import PARTS, part_of
 from trainer.config import load_recipe, resolve
 
 STEPS = 4
-GIVEN = ("--model", "model", "--shards", "shards", "--learning-rate", "1e-2")
+GIVEN = ("--model", "model", "--shards", "shards", "--learning-rate", "1e-2", "--eps", "1e-2")
+"""With eps = rate a weight moves by no more than its gradient, which clipping keeps below 1."""
+TOKENS = 500  # of a step, at most
 
 
 def _records(work: Path, out: str, kind: str = "step") -> list[dict]:
@@ -37,33 +40,29 @@ def _changed_parts(work: Path, out: str, step: int) -> set[str]:
 @pytest.fixture(scope="module")
 def mixed(work: Path) -> str:
     """A mixed run in a process of its own, with a checkpoint half-way; its output."""
-    code, out, err = finish(start(work, *GIVEN, "--steps", STEPS, "--save-every", 2, "--out", "mixed"))
-    assert code == 0, err
-    return out
+    return finish_well(start(work, *GIVEN, "--steps", STEPS, "--save-every", 2, "--out", "mixed"))
 
 
 def test_a_mixed_run_says_what_it_does_and_leaves_everything(work: Path, mixed: str) -> None:
     assert "step: 10 samples = 5 vqa + 1 text + 4 t2i; 4 steps" in mixed
-    assert re.search(
-        r"vqa: 7 rows, 2.86 epochs; 2 for validation; 1 × 5 samples in \d+ tokens, \d+ states, a", mixed
-    )
+    plan = r"vqa: 7 rows, 2.86 epochs; 2 for validation; 1 × 5 samples in \d+ tokens, \d+ states, a"
+    assert re.search(plan, mixed)
     assert "frozen: nothing" in mixed
     assert mixed.count("step ") == mixed.count(" · loss ") + 2  # the two validations name one as well
-    steps = _records(work, "mixed")
+    first, *others = steps = _records(work, "mixed")
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert all(record["loss_per_task"].keys() == {"vqa", "text", "t2i"} for record in steps)
     assert len({record["compilations"] for record in steps}) == 1
     assert all(0 < record["padding"] < 1 and record["tokens_per_second"] > 0 for record in steps)
-    for record in steps[1:]:  # the first compiles, so it has no step time
-        assert record["tokens_per_second"] == pytest.approx(
-            record["slots_per_second"] * (1 - record["padding"])
-        )
-        assert record["step_seconds_median"] == pytest.approx(record["seconds"], rel=0.01)
-        assert record["samples_per_second"] == pytest.approx(10 / record["seconds"])
-        assert 0 <= record["data_wait_seconds"] <= record["seconds"]
+    assert first["step_seconds_median"] is None  # it compiles
+    for record in others:
+        seconds, slots = record["seconds"], record["slots_per_second"]
+        assert record["tokens_per_second"] == pytest.approx(slots * (1 - record["padding"]))
+        assert record["step_seconds_median"] == pytest.approx(seconds, rel=0.01)
+        assert record["samples_per_second"] == pytest.approx(10 / seconds)
+        assert 0 <= record["data_wait_seconds"] <= seconds
         assert 1e8 < record["peak_memory"] < 1e11
-        assert record["compile_seconds"] == steps[0]["compile_seconds"] > 0
-    assert steps[0]["step_seconds_median"] is None
+        assert record["compile_seconds"] == first["compile_seconds"] > 0
     closing = [line.partition(":")[0] for line in mixed.splitlines()[-7:]]
     assert closing == ["step", "data", "graphs", "memory", "run", "checkpoint", "report"]
     assert [record["step"] for record in _records(work, "mixed", "validation")] == [0, STEPS]
@@ -83,31 +82,29 @@ def test_it_learns_all_but_the_image_tokenizer_and_the_checkpoint_is_a_model(wor
     assert model.config == open_model(str(work / "model")).config
 
 
-def test_neither_the_mode_nor_the_cut_into_micro_batches_changes_the_numbers(work: Path, mixed: str) -> None:
-    given = [*GIVEN, "--mode", "pynative", "--micro-batch", 2, "--steps", 2, "--eval-samples", 0]
-    output = train_well(work, *given, "--out", "pynative")
-    assert re.search(r"vqa: 7 rows, 1.43 epochs; 0 for validation; 3 × 2 samples in \d+ tokens", output)
-    _check_same_numbers(work, "pynative", "mixed")
-    left, right = _weights(work, "pynative", 2), _weights(work, "mixed", 2)
+OTHERWISE = [("pynative", ["--mode", "pynative", "--micro-batch", 2])]
+OTHERWISE += [pytest.param("checkpointing", ["--gradient-checkpointing"], marks=pytest.mark.slow)]
+
+
+def _numbers(work: Path, out: str) -> list[dict[str, float]]:
+    steps = _records(work, out)[:2]
+    return [{**step["loss_per_task"], "all": step["loss"], "norm": step["grad_norm"]} for step in steps]
+
+
+@pytest.mark.parametrize(("out", "options"), OTHERWISE)
+def test_steps_computed_otherwise_have_the_same_numbers(
+    work: Path, mixed: str, out: str, options: list
+) -> None:
+    output = train_well(work, *GIVEN, *options, "--steps", 2, "--eval-samples", 0, "--out", out)
+    calls = "3 × 2" if "--micro-batch" in options else "1 × 5"
+    assert re.search(rf"vqa: 7 rows, 1.43 epochs; 0 for validation; {calls} samples in \d+ tokens", output)
+    # Sums over a step's tokens are made in other parts; those of the second step with other weights, too.
+    for step, numbers in enumerate(zip(_numbers(work, out), _numbers(work, "mixed"), strict=True), 1):
+        for name, number in numbers[0].items():
+            assert abs(number - numbers[1][name]) <= rounding_bound(number, TOKENS, step), name
+    left, right = _weights(work, out, 2), _weights(work, "mixed", 2)
     for name, array in left.items():
-        # AdamW's first steps are as large as the rate however small the gradient, so rounding shows. A key's
-        # bias moves all scores of a query alike: its gradient is nothing but rounding.
-        limit = 2 * 1e-2 if name.endswith("k_proj.bias") else 1e-5
-        assert np.abs(array - right[name]).mean() < limit, name
-
-
-@pytest.mark.slow
-def test_layers_computed_again_in_the_backward_change_nothing(work: Path, mixed: str) -> None:
-    given = [*GIVEN, "--gradient-checkpointing", "--steps", 2, "--eval-samples", 0]
-    train_well(work, *given, "--out", "again")
-    _check_same_numbers(work, "again", "mixed")
-
-
-def _check_same_numbers(work: Path, run: str, other: str) -> None:
-    for left, right in zip(_records(work, run), _records(work, other)[:2], strict=True):
-        assert left["loss_per_task"] == pytest.approx(right["loss_per_task"], abs=1e-5)
-        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
-        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+        assert np.abs(array - right[name]).max() <= rounding_bound(1.0, TOKENS, 2), name
 
 
 def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -> None:
@@ -118,9 +115,6 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -
     assert left_behind(work / "resumed", STEPS) == left_behind(work / "mixed", STEPS)
     output = train_well(work, "--out", "resumed", "--resume")
     assert "nothing left to do: 4 steps are done" in output.splitlines()[-1]
-
-
-def test_a_run_is_resumed_where_there_is_one_and_with_its_own_numbers(work: Path, mixed: str) -> None:
     output = refused(work, "--out", "mixed", "--resume", "--seed", 3, "--batch-size", 20)
     assert "batch_size was 10, now 20; seed was 0, now 3" in output
     assert "--out mixed" in refused(work, *GIVEN, "--out", "mixed")
@@ -137,9 +131,7 @@ def test_a_run_is_resumed_where_there_is_one_and_with_its_own_numbers(work: Path
         ("text", 3, {"llama", "lm_head"}),
     ],
 )
-def test_a_task_trains_its_own_parts_of_the_stage_and_nothing_else(
-    work: Path, task: str, stage: int, trained: set[str]
-) -> None:
+def test_a_task_trains_its_parts_of_the_stage(work: Path, task: str, stage: int, trained: set[str]) -> None:
     out = f"{task}-{stage}"
     given = ["--task", task, "--stage", stage, "--steps", 3, "--eval-samples", 0, "--out", out]
     output = train_well(work, *GIVEN, *given)
@@ -168,18 +160,10 @@ def test_eight_samples_a_task_are_learnt_by_heart(tmp_path: Path) -> None:
     """The whole of it can learn: mixed, within a minute."""
     make_model(tmp_path / "model")
     make_trainable(tmp_path / "shards", {"vqa": 24, "text": 24, "t2i": 24}, 4)
-    options = {
-        "samples": "vqa=8,text=8,t2i=8",
-        "batch-size": 24,
-        "steps": 300,
-        "learning-rate": 5e-3,
-        "schedule": "cosine",
-        "null-prompt-prob": 0,  # a nulled prompt says nothing of what to draw
-        "eval-samples": 0,
-        "out": "run",
-    }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    train_well(tmp_path, *GIVEN, *arguments)
+    options = ["--samples", "vqa=8,text=8,t2i=8", "--batch-size", 24, "--steps", 300, "--eps", 1e-8]
+    options += ["--learning-rate", 5e-3, "--schedule", "cosine", "--eval-samples", 0, "--out", "run"]
+    options += ["--null-prompt-prob", 0]  # a nulled prompt says nothing of what to draw
+    train_well(tmp_path, *GIVEN, *options)
     records = _records(tmp_path, "run")
     assert len(records) == 300
     for task in ("vqa", "text", "t2i"):

@@ -1,6 +1,7 @@
 """Commands as a user calls them: in this process, or in one of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -29,3 +30,15 @@ def execute(
 
 
 python = partial(execute, sys.executable)
+
+
+def run_well(program: click.Command, *arguments: object) -> str:
+    """Its output; the command must succeed."""
+    return invoke(program, *arguments).output
+
+
+def refusal(program: click.Command, *arguments: object) -> str:
+    """The one line with which it ends, its exit code 2; progress may come before it."""
+    (line,) = re.findall(r"^Error: (?s:.*)", invoke(program, *arguments, code=2).output, re.M)
+    assert line.count("\n") == 1
+    return line

@@ -3,14 +3,14 @@
 import io
 import json
 import re
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import commands
 import pyarrow as pa
 import pyarrow.parquet as pq
-from click.testing import CliRunner, Result
-from commands import invoke
 from PIL import Image
 
 from pipelines.cli import main
@@ -23,14 +23,7 @@ def build_command(data: Path, root: Path, tokenizer: Path, *more: object) -> lis
     return ["build", *folders, *more]
 
 
-def run(*args: object) -> Result:
-    """The command line, as a user calls it."""
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def run_well(*args: object) -> str:
-    """Its output, all of it; the command must succeed."""
-    return invoke(main, *args).output
+run_well = partial(commands.run_well, main)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

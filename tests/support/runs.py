@@ -70,6 +70,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def finish_well(process: subprocess.Popen[str]) -> str:
+    """Its output from here on; the command must succeed."""
+    code, out, err = finish(process)
+    assert code == 0, err
+    return out
+
+
 def steps_seen(process: subprocess.Popen[str]) -> Iterator[int]:
     """The steps of the run as it says them."""
     for line in process.stdout:

@@ -110,3 +110,11 @@ def hostile_folder(folder: Path, image_size: int = 8) -> Path:
     texts["history"] = [{"user": HOSTILE, "assistant": HOSTILE}]
     rows = [make_row("vqa", "train", 0, image_size, **texts), make_row("vqa", "train", 1, image_size)]
     return make_folder(folder, {("train", "vqa"): rows}, image_size)
+
+
+def flip(path: Path, place: int | bytes, bits: int = 1) -> Path:
+    """Damage a file: some bits of the byte at a place, or of the first of those bytes; returns it."""
+    content = bytearray(path.read_bytes())
+    content[content.index(place) if isinstance(place, bytes) else place] ^= bits
+    path.write_bytes(content)
+    return path

@@ -15,8 +15,11 @@ from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from shards.manifest import SourceCounts
+from shards.read import ShardSet
 from shards.schema import Sample
 from shards.write import write_shards
+from trainer.config import resolve
+from trainer.stream.feed import Feed
 from trainer.stream.shapes import BatchShape, ImageShape, pack, shape_for
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -143,3 +146,9 @@ def token_slots(lengths: Sequence[int], rows: int, length: int, tokens: int) -> 
         token_of_BS[row, first + at], segments_BS[row, first + at] = start + at, number
         start += count
     return positions_P, token_of_BS, slot_of_P, segments_BS
+
+
+def make_feed(shards: Path, saved: Mapping[str, Any] | None = None, **given: Any) -> Feed:
+    """The feed of a run on the shards of `make_trainable`. saved: sizes of shapes that a run began with."""
+    image = ImageShape(SIDE, TOKENS, CODES)
+    return Feed(ShardSet.open(shards), resolve(given), word_tokenizer().special, image, saved)
