@@ -47,10 +47,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     checkpoint = newest_checkpoint(tmp_path, pytest.fail)
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.state) == (5, STATE)
-    loaded = {
-        name: tensor.asnumpy()
-        for name, tensor in load_file(checkpoint.folder / "optimizer.safetensors").items()
-    }
+    saved = load_file(checkpoint.folder / "optimizer.safetensors")
+    loaded = {name: tensor.asnumpy() for name, tensor in saved.items()}
     np.testing.assert_equal(loaded, OPTIMIZER)
     assert all(loaded[name].dtype == array.dtype for name, array in OPTIMIZER.items())
 
