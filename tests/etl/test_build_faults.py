@@ -87,9 +87,7 @@ def run_until(arguments: list[str], reached: Callable[[], bool], delay: float) -
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_bytes(
-    command: Command, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
+def test_killed_anywhere_it_ends_the_same(command: Command, tmp_path: Path, whole: dict) -> None:
     """One folder, killed over and over at drawn places; the workers have to see to it themselves."""
     dice, kills, arguments, shards = random.Random(4), 0, command(tmp_path), tmp_path / "shards"
     for place in [*PLACES, *dice.choices(PLACES, k=KILLS - len(PLACES))]:
@@ -169,9 +167,7 @@ def test_a_picture_that_kills_its_worker_is_rejected_and_no_other(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "stage"), [(2_000, "ingest"), (200_000, "tokenize"), (12 << 20, "images")])
-def test_files_that_cannot_grow_leave_finished_stages(
-    command: Command, tmp_path: Path, whole: dict, size: int, stage: str
-) -> None:
+def test_files_that_cannot_grow(command: Command, tmp_path: Path, whole: dict, size: int, stage: str) -> None:
     arguments = command(tmp_path)
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
     assert_one_line(run_process(arguments, preexec_fn=limit), "File too large")
@@ -198,7 +194,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(command: Command, disk: Path, whole: dict[str, bytes]) -> None:
+def test_a_full_disk_is_one_line(command: Command, disk: Path, whole: dict) -> None:
     arguments = command(disk)
     assert_one_line(run_process(arguments), "No space left on device")
     assert not list(disk.glob("work/.tmp-images"))  # what is half done gives its room back

@@ -66,8 +66,8 @@ def test_results_keep_the_order_of_chunks(chunks: list[Chunk], workers: int) -> 
 @pytest.mark.parametrize(
     ("how", "deadly"), [("killed", (14, 15, 33)), ("crashed", (1,)), ("left", (2,)), ("out of memory", (3,))]
 )
-def test_rows_that_kill_their_worker_are_left_out(
-    chunks: list[Chunk], how: str, deadly: tuple, capsys: pytest.CaptureFixture
+def test_deadly_rows_are_left_out(
+    chunks: list, how: str, deadly: tuple, capsys: pytest.CaptureFixture
 ) -> None:
     some = chunks if how == "killed" else chunks[:1]  # finding a row takes a dozen processes
     results = map_chunks(partial(work, how=how, deadly=deadly), some, 2)
@@ -78,9 +78,7 @@ def test_rows_that_kill_their_worker_are_left_out(
         assert f"row numbers/{number}," in line
 
 
-def test_a_worker_killed_from_outside(
-    chunks: list[Chunk], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_worker_killed_once(chunks: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     dies_once = partial(work, how="killed", deadly=(17,), once=tmp_path / "died")
     assert squares(map_chunks(dies_once, chunks, 2)) == [n * n for n in range(40)]
     assert capsys.readouterr().err == ""

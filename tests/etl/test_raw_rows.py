@@ -1,7 +1,4 @@
-"""Raw files as they come: a row is used or set aside with its reason, a wrong file is named.
-
-Paths, encodings, types and texts nobody has read; the good rows around them must come through unharmed.
-"""
+"""Raw files as they come: rows are used or rejected with a reason, a wrong file is named, others unharmed."""
 
 import json
 import os

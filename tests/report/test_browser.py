@@ -80,9 +80,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_are_legible(
-    browser: Browser, preview: Path, reports: list[Path], width: int, scheme: str
-) -> None:
+def test_legible(browser: Browser, preview: Path, reports: list[Path], width: int, scheme: str) -> None:
     browser.open(preview, width, scheme)
     browser.check()
     _check_colours(browser, (".tile dd", ".card .words", "mark"), scheme)

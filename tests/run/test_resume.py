@@ -49,7 +49,7 @@ def test_each_field_that_would_change_the_numbers_is_named(change: dict[str, Any
         _checkpoint(cosine).resumed_state(fingerprint(replace(cosine, **change), "s"), ())
 
 
-def test_what_leaves_the_numbers_alone_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_leaves_numbers_alone_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _checkpoint()
     free = replace(CONFIG, steps=7, out="x", shards="y", save_every=1, log_every=9, keep=1, skip_nonfinite=3)
     assert checkpoint.resumed_state(fingerprint(free, "s"), ()) == checkpoint.state

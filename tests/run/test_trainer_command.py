@@ -92,9 +92,7 @@ def _numbers(work: Path, out: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("out", "options"), OTHERWISE)
-def test_steps_computed_otherwise_have_the_same_numbers(
-    work: Path, mixed: str, out: str, options: list
-) -> None:
+def test_steps_computed_otherwise_are_the_same(work: Path, mixed: str, out: str, options: list) -> None:
     output = train_well(work, *GIVEN, *options, "--steps", 2, "--eval-samples", 0, "--out", out)
     calls = "3 × 2" if "--micro-batch" in options else "1 × 5"
     assert re.search(rf"vqa: 7 rows, 1.43 epochs; 0 for validation; {calls} samples in \d+ tokens", output)

@@ -53,9 +53,7 @@ def test_stage_gives_defaults_recipe_goes_before_them_and_given_before_all(tmp_p
         (3, 80_000, 0, {"vqa": 5, "text": 1, "t2i": 4}),
     ],
 )
-def test_warm_up_and_batch_are_the_stages(
-    stage: int, steps: int, warmup: int, counts: dict[str, int]
-) -> None:
+def test_warm_up_and_batch(stage: int, steps: int, warmup: int, counts: dict[str, int]) -> None:
     config = resolve({"stage": stage, "steps": steps})
     assert (config.warmup_steps, config.counts) == (warmup, counts)
     # It grows to hold the ratio of fixed samples.
