@@ -66,9 +66,7 @@ def test_results_keep_the_order_of_chunks(chunks: list[Chunk], workers: int) -> 
 @pytest.mark.parametrize(
     ("how", "deadly"), [("killed", (14, 15, 33)), ("crashed", (1,)), ("left", (2,)), ("out of memory", (3,))]
 )
-def test_deadly_rows_are_left_out(
-    chunks: list, how: str, deadly: tuple, capsys: pytest.CaptureFixture
-) -> None:
+def test_deadly_rows_are_named(chunks: list, how: str, deadly: tuple, capsys: pytest.CaptureFixture) -> None:
     some = chunks if how == "killed" else chunks[:1]  # finding a row takes a dozen processes
     results = map_chunks(partial(work, how=how, deadly=deadly), some, 2)
     assert squares(results) == [n * n for n in range(4 * len(some)) if n not in deadly]

@@ -34,10 +34,6 @@ def written(folder: Path, *args: object) -> Page:
     return Page(folder / "preview.html")
 
 
-def refused(*args: object) -> str:
-    return refusal(main, "preview", *args)
-
-
 def with_reject(folder: Path, reason: str, detail: str) -> Path:
     manifest = load_manifest(folder)
     ((source, counts),) = manifest.counts.items()
@@ -87,10 +83,10 @@ def test_codes_are_decoded_beside_the_original_by_their_own_model_only(tmp_path:
     captions = [[caption for caption, _ in s["pictures"]] for s in samples if s["task"] == "t2i"]
     assert captions == [["original", "its codes, decoded"]] * 2
     other = make_trainable(tmp_path / "other", {"t2i": 2}, vq_sha256="0" * 64)
-    line = refused(other, "--model", model)
+    line = refusal(main, "preview", other, "--model", model)
     assert f"{other}: its image tokens are not those of {model}'s VQ encoder" in line
     none = make_mixed(tmp_path / "none", 1, SIZE)
-    assert f"{none}: holds no image tokens" in refused(none, "--model", model)
+    assert f"{none}: holds no image tokens" in refusal(main, "preview", none, "--model", model)
 
 
 def copies(task: str, count: int) -> Iterator[pa.RecordBatch]:
@@ -127,7 +123,7 @@ def test_pictures_that_do_not_compress_share_the_page() -> None:
 def test_a_page_that_would_be_too_large_is_not_left_behind(tmp_path: Path) -> None:
     turns = [{"user": "<" * 600, "assistant": "<" * 600}] * 4
     rows = [make_row("text", "train", key, history=turns) for key in range(1200)]
-    line = refused(make_folder(tmp_path, {("train", "text"): rows}), "--samples", 1200)
+    line = refusal(main, "preview", make_folder(tmp_path, {("train", "text"): rows}), "--samples", 1200)
     assert re.search(r"would be \d+\.\d MB, more than 20; give fewer --samples", line)
     assert not (tmp_path / "preview.html").exists()
 
@@ -135,10 +131,10 @@ def test_a_page_that_would_be_too_large_is_not_left_behind(tmp_path: Path) -> No
 def test_a_damaged_row_and_a_place_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     folder = make_mixed(tmp_path / "s", 2, SIZE)
     (tmp_path / "file").touch()
-    line = refused(folder, "--out", tmp_path / "file" / "page.html")
+    line = refusal(main, "preview", folder, "--out", tmp_path / "file" / "page.html")
     assert "page.html: cannot be written (File exists); choose another place (--out)" in line
     flip(folder / "train/vqa-00000.arrow", make_row("vqa", "train", 1, SIZE)["image"])
-    assert "row 1 (medical-vqa/train-1): content" in refused(folder)
+    assert "row 1 (medical-vqa/train-1): content" in refusal(main, "preview", folder)
 
 
 SIZE = 8

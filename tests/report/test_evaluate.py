@@ -89,6 +89,11 @@ TRAIN = ("--model", "model", "--shards", "shards", "--steps", 2, "--mode", "pyna
 def run(work: Path) -> Path:
     output = train_well(work, *TRAIN, "--out", "run", "--eval-every", 2)
     assert "evaluation after step 2 · vqa exact_match" in output
+    small = [record for record in read_history(work / "run").records if record["kind"] == "eval"]
+    assert [record["step"] for record in small] == [0, 2]
+    for record in small:
+        assert record["metrics"]["vqa"].keys() == {"exact_match", "f1", "questions"}
+        assert 0 <= record["metrics"]["t2i"]["token_accuracy"] <= 1
     return work / "run"
 
 
@@ -170,14 +175,6 @@ def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tup
     assert (figures["samples"], figures["asked"], figures["in_train"]) == (4, 5, 1)
     assert content["baseline"]["pubmedqa"] == "no"
     assert figures["baseline_accuracy"] == 0.5
-
-
-def test_a_run_is_asked_while_it_trains(run: Path) -> None:
-    small = [record for record in read_history(run).records if record["kind"] == "eval"]
-    assert [record["step"] for record in small] == [0, 2]
-    for record in small:
-        assert record["metrics"]["vqa"].keys() == {"exact_match", "f1", "questions"}
-        assert 0 <= record["metrics"]["t2i"]["token_accuracy"] <= 1
 
 
 @pytest.mark.slow

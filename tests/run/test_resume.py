@@ -124,11 +124,6 @@ def test_steps_that_need_larger_batches_are_refused_or_accepted_knowingly(work: 
 SHARD = "train/text-00000.arrow"
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    return make_work(tmp_path)
-
-
 def _edit_shard(work: Path) -> str:
     """Another word in a text: a file of the same size, readable as before."""
     path = work / "shards" / SHARD
@@ -159,14 +154,15 @@ def _rebuild(work: Path, change: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("edit", [_edit_shard, _edit_manifest, partial(_rebuild, change={"supervised": []})])
-def test_edited_and_unsupervised_rows_are_named(own: Path, edit: Callable[[Path], str]) -> None:
+def test_edited_and_unsupervised_rows_are_named(tmp_path: Path, edit: Callable[[Path], str]) -> None:
     """The last are whole by their hashes: the row itself is what cannot be learned from."""
-    named = edit(own)
+    named = edit(own := make_work(tmp_path))
     assert named in refused(own, *PYNATIVE, "--steps", 2, "--out", "run")
     assert not (own / "run").exists()
 
 
-def test_shards_built_again_while_a_run_is_stopped_are_another_runs(own: Path) -> None:
+def test_shards_built_again_while_a_run_is_stopped_are_another_runs(tmp_path: Path) -> None:
+    own = make_work(tmp_path)
     train_well(own, *PYNATIVE, "--steps", 2, "--out", "run")
     _rebuild(own, {"prompt": "another"})
     resume = ["--out", "run", "--resume", "--steps", 3]
