@@ -197,7 +197,7 @@ def test_a_step_is_a_function_of_seed_and_number_alone() -> None:
         ahead = [forward.draw(task, step) for step in range(1, 40)]
         back = [backward.draw(task, step) for step in reversed(range(1, 40))][::-1]
         for name in ("indices", "epochs"):
-            together = getattr(forward.draw(task, 1, 39), name)
+            whole = getattr(forward.draw(task, 1, 39), name)
             for draws in (ahead, back):
                 np.testing.assert_array_equal(
                     np.concatenate([getattr(draw, name) for draw in draws]), together
