@@ -199,9 +199,7 @@ def test_a_step_is_a_function_of_seed_and_number_alone() -> None:
         for name in ("indices", "epochs"):
             whole = getattr(forward.draw(task, 1, 39), name)
             for draws in (ahead, back):
-                np.testing.assert_array_equal(
-                    np.concatenate([getattr(draw, name) for draw in draws]), together
-                )
+                np.testing.assert_array_equal(np.concatenate([getattr(one, name) for one in draws]), whole)
     # One task's order does not depend on the others being there; another seed's, epoch's, task's is another.
     alone = _plan(7, {"text": 50}, {"text": 3}, {"text": 2})
     np.testing.assert_array_equal(alone.draw("text", 5).indices, forward.draw("text", 5).indices)
