@@ -19,6 +19,9 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 _rows = partial(option, group="Rows and shards")
 _compute = partial(option, group="Computation")
+_TOKENIZER = click.Path(exists=True, file_okay=False, path_type=Path)
+_TOKENIZER.name = "dir"  # as help shows it
+_SOURCES = click.Choice([source.name for source in load_sources()])
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,10 @@ class BuildOptions:
     work: Path = option(Path("data/work"), "Stages' outputs, reused by later runs.", FOLDER, group="Folders")
     out: Path = option(Path("data/shards"), "Folder to write the shards to.", FOLDER, group="Folders")
     tokenizer: Path = option(
-        None,
-        "Folder with tokenizer.json and preprocessor_config.json: a checkpoint's, or the sample's.",
-        click.Path(exists=True, file_okay=False, path_type=Path),
-        metavar="DIR",
-        required=True,
-        group="Folders",
+        None, "A checkpoint's folder, or the sample's tokenizer.", _TOKENIZER, required=True, group="Folders"
     )
     sources: tuple[str, ...] = _rows(
-        (),
-        "Use only this dataset; may be repeated.",
-        click.Choice([source.name for source in load_sources()]),
-        flag="--source",
-        shown="all whose folders exist",
+        (), "Use only this dataset; may be repeated.", _SOURCES, flag="--source", shown="all that are there"
     )
     max_length: int = _rows(
         1024, "Longest sample in tokens. Longer ones are rejected, never cut.", click.IntRange(min=1)
@@ -59,17 +53,11 @@ class BuildOptions:
     format: str = _rows("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
     keep_images: bool = _rows(False, "Keep text-to-image originals in the shards, next to their codes.")
     model: str = _compute(
-        "tiny",
-        "Checkpoint folder, hub id or preset whose VQ encoder gives the image codes. A preset has random "
-        "weights: its codes mean nothing.",
-        metavar="DIR|HUB_ID|PRESET",
+        "tiny", "Model that gives the image codes; a preset's mean nothing.", metavar="DIR|HUB_ID|PRESET"
     )
     device: str = _compute("auto", "Device of the VQ encoder.", DEVICE)
     workers: int = _compute(
-        CORES,
-        "Worker processes; the shards are the same for any number.",
-        click.IntRange(min=1),
-        shown="all cores",
+        CORES, "Worker processes; they leave no mark on the shards.", click.IntRange(min=1), shown="all cores"
     )
 
 
@@ -115,29 +103,18 @@ def _run(stages: list[str], **options: Any) -> None:
 
 
 STAGES = {
-    "ingest": (
-        "Read the raw datasets into one table of rows, each picture once.",
-        ["data", "work", "sources", "max_reject_rate"],
-    ),
-    "tokenize": (
-        "Encode prompts and answers into ids and supervised spans.",
-        ["work", "tokenizer", "max_length", "max_reject_rate", "workers"],
-    ),
-    "images": (
-        "Decode each picture and scale it to the model's square.",
-        ["work", "tokenizer", "max_reject_rate", "workers"],
-    ),
-    "vq": (
-        "Encode text-to-image pictures into VQ codes to train on; an interrupted run resumes.",
-        ["work", "model", "device"],
-    ),
+    "ingest": ("Read the raw datasets into a table of rows.", "data work sources max_reject_rate"),
+    "tokenize": ("Encode texts into ids and spans.", "work tokenizer max_length max_reject_rate workers"),
+    "images": ("Scale each picture to the model's square.", "work tokenizer max_reject_rate workers"),
+    "vq": ("Encode text-to-image pictures into VQ codes; resumes where it stopped.", "work model device"),
     "write": (
         "Split, shuffle and write the shards and their manifest.",
-        ["work", "out", "tokenizer", "validation_fraction", "seed", "format", "keep_images"],
+        "work out tokenizer validation_fraction seed format keep_images",
     ),
 }
+"""Help and options of each stage's command."""
+
 for _stage, (_help, _names) in STAGES.items():
-    main.command(_stage, help=_help)(_options(*_names)(partial(_run, [_stage])))
-main.command("build", help="All stages from raw datasets to shards, then a summary.")(
-    _options()(partial(_run, list(STAGES)))
-)
+    main.command(_stage, help=_help)(_options(*_names.split())(partial(_run, [_stage])))
+_build = _options()(partial(_run, list(STAGES)))
+main.command("build", help="All stages from raw datasets to shards, then a summary.")(_build)

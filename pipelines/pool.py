@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,16 +21,15 @@ import click
 import pyarrow as pa
 
 from janus.common.errors import UserError
-from pipelines.tables import open_table, part_name, read_batch
+from pipelines.tables import open_table, part_name
 
 Result = TypeVar("Result")
 
 AHEAD = 4
 """Chunks submitted per worker before the first result is awaited; bounds memory."""
 
-KILLS_WORKER = "kills_worker"
+KILLED = ("kills_worker", "a worker process died on it, twice")
 """Reason to reject a row on which a worker process died, twice: the second time on that row only."""
-KILLED_TWICE = "a worker process died on it, twice"
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -43,19 +43,18 @@ class Chunk:
     table: Path
     batch: int
     out: Path
-    skip: frozenset[int] = frozenset()  # rows to reject unread, as KILLS_WORKER
+    skip: frozenset[int] = frozenset()  # rows to reject unread, as KILLED
 
     def read(self) -> pa.RecordBatch:
         """The batch, including the skipped rows."""
-        return read_batch(self.table, self.batch)
+        return open_table(self.table).get_batch(self.batch)
 
     def names(self) -> list[str]:
         """Each row's name in errors. A picture goes by its sha256; `rejects.arrow` lists its rows."""
         batch = self.read()
         if "source_key" not in batch.schema.names:
             return [f"picture {sha256}" for sha256 in batch["image_sha256"].to_pylist()]
-        keys = zip(batch["source"].to_pylist(), batch["source_key"].to_pylist(), strict=True)
-        return [f"row {source}/{key}" for source, key in keys]
+        return [f"row {row['source']}/{row['source_key']}" for row in batch.to_pylist()]
 
     def __str__(self) -> str:
         return f"batch {self.batch} of {self.table}"
@@ -144,11 +143,6 @@ def _rescued(work: Callable[[Chunk], Result], chunk: Chunk) -> Result:
     )
 
 
-def _executor(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context(METHOD)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-
-
 def _start_worker() -> None:
     """One thread per process: the pool is the parallelism. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -161,3 +155,8 @@ def _start_worker() -> None:
 
     # Otherwise a worker would outlive a killed parent, and write into what the next run is making.
     threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+_executor = partial(
+    ProcessPoolExecutor, mp_context=multiprocessing.get_context(METHOD), initializer=_start_worker
+)

@@ -26,26 +26,19 @@ class Source:
     name: str  # in the column `source`
     repo_id: str  # of the dataset on the hub
     revision: str | None  # commit hash; None: looked up at the first download and kept
-    patterns: tuple[str, ...]  # files that are needed, relative to the folder
+    patterns: list[str]  # files that are needed, relative to the folder
     folder: str  # in the data folder
     adapter: str  # a key of ADAPTERS
     task: str  # text, vqa or t2i
     licence: str
-    upstream_splits: tuple[str, ...]
+    upstream_splits: list[str]  # kept if there are several
     may_lack_images: bool = False  # missing pictures are expected and do not stop a build
-
-    @property
-    def keeps_splits(self) -> bool:
-        """Whether upstream's own division is kept."""
-        return len(self.upstream_splits) > 1
 
 
 def load_sources(names: Sequence[str] = ()) -> list[Source]:
     """The named sources of sources.yaml, or all, in its order."""
     content = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))["sources"]
-    chosen = {name: entry for name, entry in content.items() if not names or name in names}
-    lists = ("patterns", "upstream_splits")
-    return [Source(n, **entry | {key: tuple(entry[key]) for key in lists}) for n, entry in chosen.items()]
+    return [Source(name, **entry) for name, entry in content.items() if not names or name in names]
 
 
 def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
@@ -58,10 +51,9 @@ def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
     chosen = [replace(source, revision=revisions.get(source.name)) for source in load_sources(names)]
     present = [source for source in chosen if (data / source.folder).is_dir()]
     if not present:
-        folders = ", ".join(source.folder for source in chosen)
         raise UserError(
-            f"{data}: holds none of {folders}; `pipelines sample --data {data}` writes a synthetic "
-            f"data set, `pipelines download --data {data}` fetches the real ones"
+            f"{data}: holds none of {', '.join(source.folder for source in chosen)}; `pipelines sample "
+            f"--data {data}` writes a synthetic data set, `pipelines download --data {data}` fetches the real"
         )
     for source in chosen:
         if source not in present:
@@ -81,8 +73,8 @@ def read_revisions(data: Path) -> dict[str, str]:
 
 def write_revisions(data: Path, revisions: dict[str, str]) -> None:
     """Add to the revisions of `data`."""
-    content = json.dumps(read_revisions(data) | revisions, indent=1, sort_keys=True)
-    write_text(data / REVISIONS, content + "\n")
+    content = read_revisions(data) | revisions
+    write_text(data / REVISIONS, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def download(data: Path, names: Sequence[str]) -> None:
@@ -118,7 +110,7 @@ def _fetch(source: Source, revision: str | None, data: Path) -> None:
         source.repo_id,
         repo_type="dataset",
         revision=commit,
-        allow_patterns=list(source.patterns),
+        allow_patterns=source.patterns,
         local_dir=data / source.folder,
         etag_timeout=TIMEOUT,
     )

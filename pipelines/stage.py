@@ -8,6 +8,7 @@ goes unnoticed.
 
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import signature
@@ -15,21 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 import pyarrow as pa
 
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, write_file, write_folder
 from janus.prompts import SPLITS
 from pipelines.pool import start_forkserver
-from pipelines.tables import REJECT_SCHEMA, REJECTS, read_table, write_table
+from pipelines.tables import REJECTS, frame, read_table, write_table
 
 CODE_VERSION = 2
 """Raised whenever the same inputs come to give a stage other content."""
 
 STAGES = ("ingest", "tokenize", "images", "vq", "write")
 """Modules of `pipelines/stages`, each with `run(…)`, whose parameters have the names of the options."""
-POOLED = ("tokenize", "images")
-"""Stages whose module the worker processes import."""
 
 STAGE_FILE = "stage.json"
 
@@ -50,7 +50,7 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
         work.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(work / ".lock", busy):
             if "workers" in options:
-                start_forkserver([f"pipelines.stages.{stage}" for stage in stages if stage in POOLED])
+                start_forkserver([f"pipelines.stages.{s}" for s in stages if s in ("tokenize", "images")])
             if "model" in options:
                 from janus.checkpoint.folder import open_model
                 from janus.device import use
@@ -73,19 +73,17 @@ def _run(stage: str, work: Path, options: Mapping[str, Any]) -> None:
     done = run(**{name: options[name] for name in signature(run).parameters})
     rejects = gather_rejects(work, STAGES[: STAGES.index(stage) + 1])
     if "max_reject_rate" in options:
-        _check_reject_rate(rejects, require_stage("ingest", work), options["max_reject_rate"], work)
+        _check_reject_rate(rejects, options["max_reject_rate"], work)
     if stage == "write":
         _print_summary(done["notes"])
 
 
-def _check_reject_rate(table: pa.Table, ingested: Mapping[str, Any], max_rate: float, work: Path) -> None:
+def _check_reject_rate(rejects: pl.DataFrame, max_rate: float, work: Path) -> None:
     """Raise UserError with the most frequent reason if more than `max_rate` of the rows read are unusable.
 
-    ingested: stage.json of ingest. Pictures missing in a source that may lack them do not count.
+    Pictures missing in a source that may lack them do not count.
     """
-    import polars as pl  # not above: the workers of every stage import this module and do not need polars
-
-    rejects = pl.DataFrame(pl.from_arrow(table))
+    ingested = require_stage("ingest", work)
     lenient = [source["name"] for source in ingested["inputs"]["sources"] if source["may_lack_images"]]
     expected = pl.col("source").is_in(lenient) & (pl.col("reason") == "image_missing")
     counted = rejects.filter(~expected & ~pl.col("reason").is_in(SPLIT_REASONS))
@@ -102,27 +100,23 @@ def _check_reject_rate(table: pa.Table, ingested: Mapping[str, Any], max_rate: f
 def _print_summary(notes: Mapping[str, Any]) -> None:
     """Print what a build made and what it lost. notes: those of the write stage."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    written = Table("task", "source", title="rows written")
-    for name in (*SPLITS, "all"):
-        written.add_column(name, justify="right")
-    counts: dict[tuple[str, str], dict[str, int]] = {}
+    columns = (*SPLITS, "all")
+    written = Table("task", "source", *(Column(n, justify="right") for n in columns), title="rows written")
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for task, source, split, count in notes["written"]:
-        counts.setdefault((task, source), {})[split] = count
-    for names, of_split in counts.items():
-        cells = [*(of_split.get(split, 0) for split in SPLITS), sum(of_split.values())]
-        written.add_row(*names, *(f"{cell:,}" for cell in cells))
-    lost = Table("source", "stage", "reason", title="rows set aside")
-    lost.add_column("rows", justify="right")
+        counts[task, source].update({split: count, "all": count})
+    for names, count_of in counts.items():
+        written.add_row(*names, *(f"{count_of[name]:,}" for name in columns))
+    rejected = Table("source", "stage", "reason", Column("rows", justify="right"), title="rows rejected")
     for *names, count in notes["rejected"]:
-        lost.add_row(*names, f"{count:,}")
+        rejected.add_row(*names, f"{count:,}")
     console = Console()
     console.print(written)
-    console.print(lost if lost.row_count else "no row was set aside")
-    read, kept = sum(notes["read"].values()), sum(row[-1] for row in notes["written"])
-    rejected = sum(row[-1] for row in notes["rejected"])
-    console.print(f"{read:,} rows read = {kept:,} written + {rejected:,} set aside")
+    console.print(rejected if rejected.row_count else "no row was rejected")
+    kept, lost = (sum(row[-1] for row in notes[name]) for name in ("written", "rejected"))
+    console.print(f"{sum(notes['read'].values()):,} rows read = {kept:,} written + {lost:,} rejected")
 
 
 def run_stage(
@@ -130,8 +124,7 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run `body(folder)` unless `<work>/<name>` was made from the same inputs; gives stage.json's content.
 
-    inputs: everything the content depends on, as JSON values. body: fills the folder, gives notes for
-    stage.json.
+    inputs: all that the content depends on, as JSON values. body: fills the folder, gives the notes.
     """
     mark = fingerprint({"stage": name, "version": CODE_VERSION, **inputs})
     folder = work / name
@@ -150,12 +143,12 @@ def run_stage(
     return content
 
 
-def gather_rejects(work: Path, stages: Iterable[str]) -> pa.Table:
+def gather_rejects(work: Path, stages: Iterable[str]) -> pl.DataFrame:
     """The rejects of all these stages, also written to `<work>/rejects.arrow`."""
     files = [work / stage / REJECTS for stage in stages]
-    table = pa.concat_tables([REJECT_SCHEMA.empty_table(), *(read_table(f) for f in files if f.is_file())])
+    table = pa.concat_tables(read_table(file) for file in files if file.is_file())
     write_file(work / REJECTS, lambda path: write_table(path, table))
-    return table
+    return frame(table)
 
 
 def require_stage(name: str, work: Path) -> dict[str, Any]:

@@ -12,18 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from shards.duplicates import HASH_BYTES
 
+_TURN = pa.struct({"user": pa.string(), "assistant": pa.string()})
 ROW_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("task", "source", "split", "source_key")),
-        ("history", pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))),
-        *((name, pa.string()) for name in ("prompt", "answer", "image_sha256", "sha256")),
-    ]
+    dict.fromkeys(("task", "source", "split", "source_key"), pa.string())
+    | {"history": pa.list_(_TURN)}
+    | dict.fromkeys(("prompt", "answer", "image_sha256", "sha256"), pa.string())
 )
 """Rows of ingest."""
 
@@ -42,19 +43,15 @@ INDEX_SCHEMA = pa.schema(
 INDEX_ROWS = 16
 """Pictures in a batch of the index, which is a chunk of stage vq: a killed run loses at most these codes."""
 
+_SPAN = pa.struct({"start": pa.int32(), "end": pa.int32()})
 TOKEN_SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),  # null: the row is set aside
-        ("supervised", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
-        ("num_tokens", pa.int32()),
-    ]
+    {"input_ids": pa.list_(pa.int32()), "supervised": pa.list_(_SPAN), "num_tokens": pa.int32()}
 )
+"""Tokens of a row; all null: it is rejected."""
 
 CODE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("image_tokens", pa.list_(pa.uint16()))])
 
-REJECT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("source", "source_key", "stage", "reason", "detail")]
-)
+REJECT_SCHEMA = pa.schema(dict.fromkeys(("source", "source_key", "stage", "reason", "detail"), pa.string()))
 REJECTS = "rejects.arrow"
 """Rejected rows: one file in the folder of each stage, and `<work>/rejects.arrow`, which gathers them."""
 
@@ -75,9 +72,9 @@ def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> N
         writer.write_table(table, batch_rows)
 
 
-def write_rejects(folder: Path, tables: Iterable[pa.Table]) -> None:
-    """The rejects of one stage."""
-    write_table(folder / REJECTS, pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables]))
+def write_rejects(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The rejects of one stage; a column that a row lacks is null."""
+    write_table(folder / REJECTS, pa.Table.from_pylist(rows, REJECT_SCHEMA))
 
 
 def read_table(path: Path) -> pa.Table:
@@ -86,19 +83,18 @@ def read_table(path: Path) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
-def read_batch(path: Path, index: int) -> pa.RecordBatch:
-    """One record batch of a file, in memory."""
-    with pa.OSFile(str(path), "rb") as file:
-        return pa.ipc.open_file(file).get_batch(index)
-
-
-def read_columns(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+def read_columns(files: Iterable[Path], schema: pa.Schema, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns of all rows in files of one schema.
 
     Mapped: in memory, each column would keep the other columns of its batch there.
     """
     batches = [batch.select(columns) for batch in _mapped_batches(files)]
-    return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in columns]))
+    return frame(pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in columns])))
+
+
+def frame(table: pa.Table) -> pl.DataFrame:
+    """The table for Polars."""
+    return pl.DataFrame(pl.from_arrow(table))
 
 
 def row_files(work: Path, sources: Iterable[str]) -> list[Path]:
@@ -124,9 +120,7 @@ class RandomRows:
             self._batches[batch].take(pa.array(positions[group] - self._starts[batch]))
             for batch, group in zip(touched, np.split(order, firsts[1:]), strict=True)
         ]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return pa.Table.from_batches(taken, self._schema).combine_chunks().take(pa.array(back))
+        return pa.Table.from_batches(taken, self._schema).combine_chunks().take(pa.array(np.argsort(order)))
 
 
 class ImageRows:
@@ -147,11 +141,11 @@ class ImageRows:
         pictures = [self._reader(int(self._part[i])).get_batch(int(self._batch[i])) for i in positions]
         return pa.concat_arrays([picture.column("image") for picture in pictures])
 
-    def pixels(self, start: int, stop: int) -> np.ndarray:
-        """Pictures at consecutive positions, uint8 (stop - start, H, W, 3); each is a square."""
-        flat = np.stack([np.frombuffer(i.as_buffer(), np.uint8) for i in self.take(range(start, stop))])
-        side = math.isqrt(flat.shape[1] // 3)
-        return flat.reshape(-1, side, side, 3)
+    def pixels(self, position: int) -> np.ndarray:
+        """One picture, a square, uint8 (H, W, 3)."""
+        flat = np.frombuffer(self.take([position])[0].as_buffer(), np.uint8)
+        side = math.isqrt(len(flat) // 3)
+        return flat.reshape(side, side, 3)
 
 
 def part_name(name: str, number: int) -> str:

@@ -83,7 +83,7 @@ class Published:
         codes_IT = batch.image_tokens_IT.copy()
         for i, sha256 in enumerate(pictures):
             number = self.picture_of[sha256]
-            codes, _ = self.vq.encode(Tensor(self.pictures.pixels(number, number + 1)))
+            codes, _ = self.vq.encode(Tensor(self.pictures.pixels(number)[None]))
             codes_IT[i] = codes.asnumpy()
         labels_N = batch.labels_N.copy()
         labels_N[: codes_IT[: len(pictures)].size] = codes_IT[: len(pictures)].reshape(-1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from janus.common.errors import UserError
-from pipelines.adapters.raw import RawRow, RowError, find_files, is_unicode, printable, read_image
+from pipelines.adapters.raw import RawRow, RowError, find_files, printable, read_image
 
 COLUMNS = ("image_path", "text_en")
 MAX_FIELD = 1 << 27
@@ -25,11 +25,10 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(
-                    f"{path}: column {missing[0]} is missing, expected a UTF-8 CSV with {', '.join(COLUMNS)}"
-                )
+            for name in COLUMNS:
+                if name not in (reader.fieldnames or []):
+                    expected = f"expected a UTF-8 CSV with {', '.join(COLUMNS)}"
+                    raise UserError(f"{path}: column {name} is missing, {expected}")
             yield from ((reader.line_num, row) for row in reader)
         except csv.Error as error:
             raise UserError(f"{path}: line {reader.line_num}: not CSV ({error})") from error
@@ -44,7 +43,7 @@ def _row(folder: Path, line: int, row: dict[str, str | None]) -> RawRow:
         key = printable(name).removeprefix("./")
         if None in row:  # csv.DictReader's place for fields beyond the last column
             raise RowError("wrong_type", "more fields than the header; is a comma not quoted?")
-        if not is_unicode(name + caption):
+        if printable(name + caption) != name + caption:
             raise RowError("invalid_text", "not UTF-8")
         return RawRow(key, caption, image=read_image(folder, name))
     except RowError as error:

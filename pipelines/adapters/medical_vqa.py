@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.errors import UserError
-from pipelines.adapters.raw import RawRow, RowError, find_files, is_unicode, printable, read_image
+from pipelines.adapters.raw import RawRow, RowError, find_files, printable, read_image
 
 MARKER = "<image>"
 FIELDS = ("id", "image", "conversations")
@@ -30,17 +30,14 @@ def read_medical_vqa(folder: Path) -> tuple[int, Iterator[RawRow]]:
 def _load(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole JSON file ({error}); fetch it again") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: nested too deeply for a list of rows") from error
+    expected = f"expected a list of rows with {', '.join(FIELDS)}"
     if not isinstance(rows, list):
-        raise UserError(
-            f"{path}: holds {type(rows).__name__}, expected a list of rows with {', '.join(FIELDS)}"
-        )
+        raise UserError(f"{path}: holds {type(rows).__name__}, {expected}")
     for field in FIELDS:
         if rows and not any(isinstance(row, dict) and field in row for row in rows):
-            raise UserError(f"{path}: field {field} is missing in every row, expected {', '.join(FIELDS)}")
+            raise UserError(f"{path}: field {field} is missing in every row, {expected}")
     return rows
 
 
@@ -54,9 +51,9 @@ def _row(images: Path, number: int, row: Any, seen: Counter[str]) -> RawRow:
         seen[key] += 1
         key = key if seen[key] == 1 else f"{key}#{seen[key]}"
         name = _text(row.get("image"), "image")
-        turns = _turns(row.get("conversations"))
-        history = [{"user": user, "assistant": assistant} for user, assistant in turns[:-1]]
-        return RawRow(key, *turns[-1], history, read_image(images, name))
+        *earlier, last = _turns(row.get("conversations"))
+        history = [{"user": user, "assistant": assistant} for user, assistant in earlier]
+        return RawRow(key, *last, history, read_image(images, name))
     except RowError as error:
         return RawRow(key, error=error)
 
@@ -80,10 +77,10 @@ def _turns(conversation: Any) -> list[tuple[str, str]]:
         texts[0] = first.removesuffix(MARKER)
     else:
         raise RowError("wrong_image_marker", f"expected {MARKER} on the first or the last line")
-    turns = list(zip(texts[0::2], texts[1::2], strict=True))
-    if not all(user.strip() and assistant.strip() for user, assistant in turns[:-1]):
+    texts = [text.strip() for text in texts]
+    if not all(texts[:-2]):
         raise RowError("empty_turn", "an earlier turn is empty")
-    return [(user.strip(), assistant.strip()) for user, assistant in turns]
+    return list(zip(texts[0::2], texts[1::2], strict=True))
 
 
 def _text(value: Any, field: str) -> str:
@@ -92,6 +89,6 @@ def _text(value: Any, field: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{field} is {type(value).__name__}, expected a string")
-    if not is_unicode(value):
+    if printable(value) != value:
         raise RowError("invalid_text", f"{field}: not Unicode text")
     return value

@@ -35,13 +35,10 @@ def read_pubmedqa(folder: Path) -> tuple[int, Iterator[RawRow]]:
 
 def read_roco(folder: Path) -> tuple[int, Iterator[RawRow]]:
     """Radiology figures, caption → picture. Upstream's splits, by file name. Key: `image_id`."""
-    splits = {path: path.name.split("-")[0] for path in find_files(folder, "data/*.parquet")}
-    splits = {path: split for path, split in splits.items() if split in SPLITS}
-    raws = (
-        RawRow(key, caption, image=image, split=split)
-        for path, split in splits.items()
-        for key, caption, image in _rows(path, ROCO)
-    )
+    found = find_files(folder, "data/*.parquet")
+    splits = {path: split for path in found if (split := path.name.split("-")[0]) in SPLITS}
+    rows = ((split, *row) for path, split in splits.items() for row in _rows(path, ROCO))
+    raws = (RawRow(key, caption, image=image, split=split) for split, key, caption, image in rows)
     return _count(splits, ROCO), raws
 
 
@@ -68,14 +65,12 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[Any, ...]]:
     file = _open(path, columns)
     with _whole(path):
         for batch in file.iter_batches(READ_ROWS, columns=[name.split(".")[0] for name in columns]):
-            table = pa.Table.from_batches([batch]).flatten()
-            yield from zip(
-                *(
-                    (table[name] if kind == "integer" else table[name].cast(pa.large_binary())).to_pylist()
-                    for name, kind in columns.items()
-                ),
-                strict=True,
-            )
+            table = pa.Table.from_batches([batch]).flatten().select(list(columns))
+            kinds = zip(table.columns, columns.values(), strict=True)
+            values = [
+                column if kind == "integer" else column.cast(pa.large_binary()) for column, kind in kinds
+            ]
+            yield from zip(*(column.to_pylist() for column in values), strict=True)
 
 
 @contextmanager

@@ -11,10 +11,7 @@ MAX_PICTURE = 1 << 29
 
 
 class RowError(ValueError):
-    """Why a row is rejected: its args are the reason, one of few, and the detail."""
-
-    def __init__(self, reason: str, detail: str | None = None) -> None:
-        super().__init__(reason, detail)
+    """Why a row is rejected: its args are the reason, one of few, and perhaps a detail."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +58,10 @@ def read_image(root: Path, name: str) -> bytes:
 
 
 def _stays_below(folder: Path, path: Path) -> bool:
-    """Whether a path, all links followed, lies in the folder. A link to itself counts as the link."""
+    # realpath: a link to itself counts as the link, where Path.resolve raises.
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8 (lone surrogates cannot)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def printable(text: str) -> str:
-    """A text for a reject's key or detail, whatever it holds."""
+    """The text with lone surrogates, which UTF-8 does not have, escaped; any other text stays the same."""
     return text.encode(errors="backslashreplace").decode()

@@ -15,10 +15,8 @@ from janus.common.errors import UserError
 from janus.common.files import write_folder
 from janus.prompts import SYSTEM_TEXT
 from janus.tokens import SPECIAL_NAMES
-from pipelines.sample.captions import write_artwork, write_roco
-from pipelines.sample.facts import write_pubmedqa
+from pipelines.sample import datasets
 from pipelines.sample.palette import write_model
-from pipelines.sample.questions import write_medical_vqa
 from pipelines.sources import load_sources, read_revisions, write_revisions
 
 VERSION = 3
@@ -26,14 +24,6 @@ VERSION = 3
 
 VOCABULARY = 1024
 """Most entries of the sample's BPE; the ids of the special tokens come after."""
-
-WRITERS = {
-    "pubmedqa": write_pubmedqa,
-    "artwork": write_artwork,
-    "medical_vqa": write_medical_vqa,
-    "roco": write_roco,
-}
-"""Adapter → function that writes a dataset for it and gives its texts."""
 
 
 def write_sample(data: Path, seed: int) -> None:
@@ -50,12 +40,12 @@ def write_sample(data: Path, seed: int) -> None:
         raise UserError(f"{data}: holds other files; give --data a new folder for the sample")
 
     def fill(folder: Path) -> None:
-        sources = load_sources()
-        folders = {source.adapter: folder / source.folder for source in sources}
-        texts = [text for adapter, write in WRITERS.items() for text in write(folders[adapter], seed)]
+        texts = []
+        for source in load_sources():
+            texts += getattr(datasets, f"write_{source.adapter}")(folder / source.folder, seed)
+            write_revisions(folder, {source.name: mark})
         write_tokenizer(folder / "tokenizer", texts)
         write_model(folder / "tiny", folder / "tokenizer")
-        write_revisions(folder, dict.fromkeys((source.name for source in sources), mark))
 
     write_folder(data, fill)
     click.echo(f"sample: written to {data}, tokenizer in {data / 'tokenizer'}, model in {data / 'tiny'}")
@@ -87,5 +77,4 @@ def write_tokenizer(folder: Path, texts: list[str], vocabulary: int = VOCABULARY
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in files.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,16 +1,9 @@
-"""Pictures made of a few plain figures, so that a small model can read them; and captioned scenes of them.
-
-`look` judges pictures generated from such captions: by nearest colours, and by where in its bounding box a
-figure lies (a triangle mostly in the lower half; a square fills the box, a circle π/4 of it).
-"""
-
-# Shapes: H W pixels, C channels, K colours.
+"""Pictures made of a few plain figures, so that a small model can read them; and captioned scenes of them."""
 
 from dataclasses import dataclass
 from itertools import product
 from random import Random
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (208, 48, 48), "green": (56, 160, 72), "blue": (48, 88, 200), "yellow": (232, 200, 56)}
@@ -28,54 +21,37 @@ TILES, TILE = 24, 16
 RADIUS = 0.18
 """The figure's radius, as a share of the mosaic's side."""
 
-HIGH_OF_TRIANGLE = 0.38
-"""Above this share of itself in the upper half of its box a figure is no triangle (0.25 against 0.5)."""
-FILLED_BY_SQUARE = 0.9
-"""Above this share of its box a figure is a square (1), not a circle (0.79)."""
 
-
-@dataclass(frozen=True)
-class Disc:
-    """A lesion of a phantom; centre and radius as shares of the picture's width and height."""
-
-    x: float
-    y: float
-    radius: float
-    tone: int  # grey value
+Size = tuple[int, int]
 
 
 def draw_shape(
-    shape: str,
-    colour: str,
-    background: str,
-    size: tuple[int, int],
-    centre: tuple[float, float],
-    radius: float,
+    shape: str, colour: str, background: str, size: Size, centre: tuple[float, float], radius: float
 ) -> Image.Image:
     """One filled figure; centre as shares of `size` (width, height), radius as one of the shorter side."""
     image = Image.new("RGB", size, BACKGROUNDS[background])
     draw = ImageDraw.Draw(image)
     x, y, r = centre[0] * size[0], centre[1] * size[1], radius * min(size)
-    box = (x - r, y - r, x + r, y + r)
-    if shape == "circle":
-        draw.ellipse(box, fill=COLOURS[colour])
-    elif shape == "square":
-        draw.rectangle(box, fill=COLOURS[colour])
-    else:
+    if shape == "triangle":
         draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=COLOURS[colour])
+    else:
+        fill = draw.ellipse if shape == "circle" else draw.rectangle
+        fill((x - r, y - r, x + r, y + r), fill=COLOURS[colour])
     return image
 
 
-def draw_phantom(size: tuple[int, int], discs: list[Disc]) -> Image.Image:
-    """A grey body in the dark with discs in it; greyscale, as radiographs are."""
+def draw_phantom(size: Size, discs: list[tuple[float, float, float, int]]) -> Image.Image:
+    """A grey body in the dark with discs in it; greyscale, as radiographs are.
+
+    discs: centre and radius as shares of `size` (width, height), and grey value.
+    """
     image = Image.new("L", size, 8)
-    draw = ImageDraw.Draw(image)
-    width, height = size
+    draw, (width, height) = ImageDraw.Draw(image), size
     draw.ellipse((0.06 * width, 0.04 * height, 0.94 * width, 0.96 * height), fill=150)
     draw.ellipse((0.09 * width, 0.07 * height, 0.91 * width, 0.93 * height), fill=110)
-    for disc in discs:
-        x, y, r = disc.x * width, disc.y * height, disc.radius * min(size)
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=disc.tone)
+    for across, down, radius, tone in discs:
+        x, y, r = across * width, down * height, radius * min(size)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tone)
     return image
 
 
@@ -112,37 +88,3 @@ def shuffled_scenes(seed: int) -> list[Scene]:
     """All scenes in the seed's order: the sample draws the first ones and leaves out the rest."""
     scenes = [Scene(*parts) for parts in product(SHAPES, COLOURS, BACKGROUNDS, COLUMNS)]
     return Random(f"artwork:{seed}").sample(scenes, len(scenes))
-
-
-def look(pixels_HWC: np.ndarray) -> Scene | None:
-    """The scene that a picture (uint8) shows, None if nothing in it has a figure's colour.
-
-    The outermost tiles, frame and scale, are ignored.
-    """
-    width = pixels_HWC.shape[1]
-    edge = width // TILES
-    pixels_HWC = pixels_HWC[edge:-edge, edge:-edge]
-    names = [*COLOURS, *BACKGROUNDS]
-    palette_KC = np.array([*COLOURS.values(), *BACKGROUNDS.values()], np.float32)
-    distance_HWK = np.square(pixels_HWC[:, :, None].astype(np.float32) - palette_KC).sum(-1)
-    nearest_HW = distance_HWK.argmin(-1)
-    counts = np.bincount(nearest_HW.ravel(), minlength=len(names))
-    figure = int(counts[: len(COLOURS)].argmax())
-    if not counts[figure]:
-        return None
-    y, x = np.nonzero(nearest_HW == figure)
-    centre = (edge + x.mean()) / width
-    return Scene(
-        _shape(x, y),
-        names[figure],
-        names[len(COLOURS) + int(counts[len(COLOURS) :].argmax())],
-        min(COLUMNS, key=lambda column: abs(COLUMNS[column] - centre)),
-    )
-
-
-def _shape(x: np.ndarray, y: np.ndarray) -> str:
-    """The figure with pixels at these places."""
-    if (y < (y.min() + y.max() + 1) / 2).mean() < HIGH_OF_TRIANGLE:
-        return "triangle"
-    filled = len(x) / (np.ptp(x) + 1) / (np.ptp(y) + 1)
-    return "square" if filled > FILLED_BY_SQUARE else "circle"

@@ -5,30 +5,26 @@ decoded rejects every row that names it.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import PIL
+import polars as pl
 import pyarrow as pa
 
 from janus.common.console import track
 from janus.images import ImageError, ImagePreparation, decode_image, prepare_generation, prepare_understanding
 from pipelines import tables
-from pipelines.pool import KILLED_TWICE, KILLS_WORKER, Chunk, chunks_of, map_chunks
+from pipelines.pool import KILLED, Chunk, chunks_of, map_chunks
 from pipelines.stage import require_stage, run_stage
 from shards.duplicates import picture_hash
 
 PREPARE = {"understanding": prepare_understanding, "generation": prepare_generation}
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The result of a chunk: pictures in the part's order, and those that could not be read."""
-
-    images: list[tuple[str, bytes | None]]  # image_sha256, picture_hash
-    failures: list[tuple[str, str, str]]  # image_sha256, reason, detail
+Prepared = tuple[list[tuple[str, bytes | None]], list[tuple[str, str, str]]]
+"""Pictures of a part in its order (image_sha256, picture_hash), failures (image_sha256, reason, detail)."""
 
 
 def run(work: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
@@ -48,10 +44,10 @@ def run(work: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
         counts, failures = {}, []
         for kind in tables.KINDS.values():
             prepared = _prepare_kind(kind, work / "ingest", folder, preparation, workers)
-            counts[kind] = sum(len(part.images) for part in prepared)
-            failures += [(kind, *failure) for part in prepared for failure in part.failures]
+            counts[kind] = sum(len(images) for images, _ in prepared)
+            failures += [(kind, *failure) for _, failed in prepared for failure in failed]
         files = tables.row_files(work, ingested["notes"]["read"])
-        tables.write_rejects(folder, [_rejects(files, failures)] if failures else [])
+        tables.write_rejects(folder, _rejects(files, failures))
         return {"images": counts}
 
     return run_stage("images", work, inputs, body)
@@ -62,51 +58,46 @@ def _prepare_kind(
 ) -> list[Prepared]:
     """All pictures of a kind into part files, and the index of them."""
     table = ingested / f"{kind}.images.arrow"
-    total = tables.read_columns([table], tables.IMAGE_SCHEMA, ["image_sha256"]).num_rows
+    total = tables.read_columns([table], tables.IMAGE_SCHEMA, ["image_sha256"]).height
     prepare = partial(_prepare_chunk, kind=kind, preparation=preparation)
     prepared = []
     with track(f"images {kind}", total, "images") as advance:
         for part in map_chunks(prepare, chunks_of(table, folder, kind), workers):
             prepared.append(part)
-            advance(len(part.images) + len(part.failures))
-    index = [(*image, part, i) for part, done in enumerate(prepared) for i, image in enumerate(done.images)]
-    columns = [[entry[i] for entry in index] for i in range(len(tables.INDEX_SCHEMA))]
-    tables.write_table(
-        folder / f"{kind}.index.arrow", pa.table(columns, schema=tables.INDEX_SCHEMA), tables.INDEX_ROWS
-    )
+            advance(len(part[0]) + len(part[1]))
+    index = [(*image, p, i) for p, (images, _) in enumerate(prepared) for i, image in enumerate(images)]
+    rows = [dict(zip(tables.INDEX_SCHEMA.names, entry, strict=True)) for entry in index]
+    index_table = pa.Table.from_pylist(rows, tables.INDEX_SCHEMA)
+    tables.write_table(folder / f"{kind}.index.arrow", index_table, tables.INDEX_ROWS)
     return prepared
 
 
 def _prepare_chunk(chunk: Chunk, kind: str, preparation: ImagePreparation) -> Prepared:
     """Decode and prepare one batch of encoded pictures into its part file, a record batch per picture."""
-    done = Prepared([], [])
-    encoded = chunk.read()
+    encoded, images, failures = chunk.read(), [], []
     with tables.table_writer(chunk.out, tables.IMAGE_SCHEMA) as writer:
         pictures = zip(encoded["image_sha256"].to_pylist(), encoded["image"], strict=True)
         for row, (sha256, data) in enumerate(pictures):
             if row in chunk.skip:
-                done.failures.append((sha256, KILLS_WORKER, KILLED_TWICE))
+                failures.append((sha256, *KILLED))
                 continue
             try:
-                image = decode_image(data.as_buffer().to_pybytes())
+                image = decode_image(data.as_py())
                 pixels_HWC = PREPARE[kind](image, preparation)
             except ImageError as error:
-                done.failures.append((sha256, "image_unreadable", str(error)))
+                failures.append((sha256, "image_unreadable", str(error)))
                 continue
-            columns = [pa.array([sha256]), pa.array([pixels_HWC.tobytes()], pa.large_binary())]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=tables.IMAGE_SCHEMA))
-            done.images.append((sha256, picture_hash(image)))
-    return done
+            picture = {"image_sha256": sha256, "image": pixels_HWC.tobytes()}
+            writer.write_batch(pa.RecordBatch.from_pylist([picture], tables.IMAGE_SCHEMA))
+            images.append((sha256, picture_hash(image)))
+    return images, failures
 
 
-def _rejects(files: Iterable[Path], failures: list[tuple[str, str, str, str]]) -> pa.Table:
+def _rejects(files: Iterable[Path], failures: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:
     """Every row whose picture failed. failures: kind, image_sha256, reason, detail."""
-    import polars as pl  # not above: workers import this module and would wait for it
-
-    columns = ["task", "source", "source_key", "image_sha256"]
-    rows = pl.DataFrame(pl.from_arrow(tables.read_columns(files, tables.ROW_SCHEMA, columns)))
-    failed = pl.DataFrame(failures, ["kind", "image_sha256", "reason", "detail"], orient="row")
-    found = rows.with_columns(
-        kind=pl.col("task").replace_strict(tables.KINDS, default=None), stage=pl.lit("images")
-    ).join(failed, on=["kind", "image_sha256"], maintain_order="left")
-    return found.select(tables.REJECT_SCHEMA.names).to_arrow().cast(tables.REJECT_SCHEMA)
+    rows = tables.read_columns(files, tables.ROW_SCHEMA, ["task", "source", "source_key", "image_sha256"])
+    schema = dict.fromkeys(("kind", "image_sha256", "reason", "detail"), pl.String)
+    failed = pl.DataFrame(failures, schema, orient="row").with_columns(stage=pl.lit("images"))
+    rows = rows.with_columns(kind=pl.col("task").replace_strict(tables.KINDS, default=None))
+    found = rows.join(failed, on=["kind", "image_sha256"], maintain_order="left")
+    return found.select(tables.REJECT_SCHEMA.names).to_dicts()

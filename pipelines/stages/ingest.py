@@ -6,7 +6,6 @@ empty text or an unusable picture are rejected, rows and pictures are hashed.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -33,11 +32,8 @@ ADAPTERS = {
 }
 """Adapter in sources.yaml → what gives the number of rows, and the rows."""
 
-EMPTY = {
-    "text": {"prompt": "empty_question", "answer": "empty_answer"},
-    "vqa": {"prompt": "empty_question", "answer": "empty_answer"},
-    "t2i": {"prompt": "empty_caption"},
-}
+_EMPTY_TURN = {"prompt": "empty_question", "answer": "empty_answer"}
+EMPTY = {"text": _EMPTY_TURN, "vqa": _EMPTY_TURN, "t2i": {"prompt": "empty_caption"}}
 """Texts that a task needs, and the reason to reject a row without."""
 
 CHUNK_ROWS = {"text": 512, "vqa": 64, "t2i": 64}
@@ -51,7 +47,7 @@ def run(data: Path, work: Path, sources: Sequence[str]) -> dict[str, Any]:
     """
     present = present_sources(data, sources)
     inputs = {
-        "sources": [json.loads(json.dumps(asdict(source))) for source in present],
+        "sources": [asdict(source) for source in present],
         "files": {source.name: _describe_files(data / source.folder) for source in present},
     }
     return run_stage("ingest", work, inputs, lambda folder: _ingest(present, data, folder))
@@ -61,14 +57,14 @@ def _describe_files(folder: Path) -> list[list[Any]]:
     """Path, size and modification time of each file, except hidden ones, which a download leaves."""
     folder = folder.absolute()
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    stats = [(p, p.stat()) for p in files if not re.search(r"(^|/)\.", p.relative_to(folder).as_posix())]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in shown]
 
 
 def _ingest(sources: Sequence[Source], data: Path, folder: Path) -> dict[str, Any]:
     """Write the tables into `folder`; gives the notes of stage.json."""
     read: dict[str, int] = {}
-    rejects: list[pa.Table] = []
+    rejects: list[dict[str, Any]] = []
     seen: dict[str, set[str]] = {task: set() for task in CHUNK_ROWS}
     with ExitStack() as stack:
         images = {
@@ -87,7 +83,7 @@ def _ingest(sources: Sequence[Source], data: Path, folder: Path) -> dict[str, An
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, ROW_SCHEMA))
                     if pictures:
                         images[source.task].write_batch(pa.RecordBatch.from_pylist(pictures, IMAGE_SCHEMA))
-                    rejects.append(pa.Table.from_pylist(rejected, REJECT_SCHEMA))
+                    rejects += rejected
                     advance(len(block))
     write_rejects(folder, rejects)
     return {"read": read}
@@ -103,17 +99,15 @@ def _check_block(
     rows, pictures, rejects = [], [], []
     for raw in block:
         try:
-            row = _check_row(raw, source, keys)
+            rows.append(row := _check_row(raw, source, keys))
+            if raw.image is not None and row["image_sha256"] not in seen:
+                seen.add(row["image_sha256"])
+                pictures.append({"image_sha256": row["image_sha256"], "image": raw.image})
         except RowError as error:
             key = raw.source_key
             key = key.decode(errors="backslashreplace") if isinstance(key, bytes) else key
-            values = (source.name, key, "ingest", *error.args)
-            rejects.append(dict(zip(REJECT_SCHEMA.names, values, strict=True)))
-            continue
-        rows.append(row)
-        if raw.image is not None and row["image_sha256"] not in seen:
-            seen.add(row["image_sha256"])
-            pictures.append({"image_sha256": row["image_sha256"], "image": raw.image})
+            values = (source.name, key, "ingest", *error.args)  # a missing detail becomes null
+            rejects.append(dict(zip(REJECT_SCHEMA.names, values, strict=False)))
     return rows, pictures, rejects
 
 
@@ -141,7 +135,7 @@ def _check_row(raw: RawRow, source: Source, keys: set[str]) -> dict[str, Any]:
     return texts | {
         "task": source.task,
         "source": source.name,
-        "split": raw.split if source.keeps_splits else None,
+        "split": raw.split if len(source.upstream_splits) > 1 else None,
         "source_key": key,
         "image_sha256": image_sha256,
         "sha256": hashlib.sha256(content.encode()).hexdigest(),

@@ -121,9 +121,8 @@ def _validation_components(rows: pl.DataFrame, lacking: list[str], seed: int, fr
     )
     counts = counts.with_columns(pl.col("smallest").min().over("component"))
     small = counts.filter((pl.col("rows") <= pl.col("wanted")).all().over("component"))
-    ranks = pl.Series(stable_hash(seed, small["smallest"].to_list()), dtype=pl.UInt64)
+    ranked = small.sort(pl.Series(stable_hash(seed, small["smallest"].to_list())), "smallest")
     before = (pl.col("rows").cum_sum() - pl.col("rows")).over("source")
-    ranked = small.with_columns(rank=ranks).sort("rank", "smallest")
     return ranked.filter(before < pl.col("wanted"))["component"].to_numpy()
 
 

@@ -15,7 +15,7 @@ from janus.images import ImagePreparation
 from janus.prompts import PromptRow, encode_samples
 from janus.tokens import JanusTokenizer
 from pipelines import tables
-from pipelines.pool import KILLED_TWICE, KILLS_WORKER, Chunk, chunks_of, map_chunks
+from pipelines.pool import KILLED, Chunk, chunks_of, map_chunks
 from pipelines.stage import require_stage, run_stage
 
 
@@ -40,11 +40,11 @@ def run(work: Path, tokenizer: Path, max_length: int, workers: int) -> dict[str,
         encode = partial(
             _encode_chunk, tokenizer=tokenizer, num_image_tokens=num_image_tokens, max_length=max_length
         )
-        rejects = []
-        rows = tables.read_columns(files, tables.ROW_SCHEMA, ["task"]).num_rows
+        rejects: list[dict[str, Any]] = []
+        rows = tables.read_columns(files, tables.ROW_SCHEMA, ["task"]).height
         with track("tokenize", rows) as advance:
             for done, rejected in map_chunks(encode, chunks, workers):
-                rejects.append(rejected)
+                rejects += rejected
                 advance(done)
         tables.write_rejects(folder, rejects)
         return {"parts": [chunk.out.name for chunk in chunks]}
@@ -54,7 +54,7 @@ def run(work: Path, tokenizer: Path, max_length: int, workers: int) -> dict[str,
 
 def _encode_chunk(
     chunk: Chunk, tokenizer: Path, num_image_tokens: int, max_length: int
-) -> tuple[int, pa.Table]:
+) -> tuple[int, list[dict[str, Any]]]:
     """Encode one batch of rows into its part file; gives the number of rows, and the rejects."""
     batch = chunk.read().to_pylist()
     rows = [
@@ -62,26 +62,21 @@ def _encode_chunk(
         for r in batch
     ]
     for i in chunk.skip:
-        rows[i] = PromptRow("t2i", "")  # an empty sample in its place, so that positions stay
+        rows[i] = PromptRow("t2i", "")  # in its place, so that positions stay
     rejects = []
-    samples: list[tuple[Any, ...]] = []  # in the columns of TOKEN_SCHEMA
+    samples: list[dict[str, Any]] = []
     for i, sample in enumerate(encode_samples(_tokenizer(tokenizer), rows, num_image_tokens)):
         length = len(sample.input_ids)
         if i not in chunk.skip and length <= max_length:
             spans = [{"start": start, "end": end} for start, end in sample.supervised.tolist()]
-            samples.append((sample.input_ids, spans, length))
+            samples.append({"input_ids": sample.input_ids, "supervised": spans, "num_tokens": length})
             continue
-        samples.append((None,) * len(tables.TOKEN_SCHEMA))
-        too_long = ("too_long", f"{length} tokens, limit {max_length}")
-        reason = (KILLS_WORKER, KILLED_TWICE) if i in chunk.skip else too_long
+        samples.append({})
+        reason = KILLED if i in chunk.skip else ("too_long", f"{length} tokens, limit {max_length}")
         values = (batch[i]["source"], batch[i]["source_key"], "tokenize", *reason)
         rejects.append(dict(zip(tables.REJECT_SCHEMA.names, values, strict=True)))
-    columns = [
-        pa.array([sample[i] for sample in samples], kind) for i, kind in enumerate(tables.TOKEN_SCHEMA.types)
-    ]
-    with tables.table_writer(chunk.out, tables.TOKEN_SCHEMA) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=tables.TOKEN_SCHEMA))
-    return len(batch), pa.Table.from_pylist(rejects, tables.REJECT_SCHEMA)
+    tables.write_table(chunk.out, pa.Table.from_pylist(samples, tables.TOKEN_SCHEMA))
+    return len(batch), rejects
 
 
 @lru_cache(maxsize=1)

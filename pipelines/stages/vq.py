@@ -23,7 +23,7 @@ from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, INDEX_ROWS, ImageRows, read_table, table_writer, write_table
 
 
-def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
+def run(work: Path, model: str, device: str) -> dict[str, Any]:
     """Encode every generation picture of the images stage; gives stage.json's content.
 
     model: as `janus.checkpoint.folder.open_model` takes it. Raises UserError if the images stage has not run,
@@ -31,9 +31,8 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
     """
     images = require_stage("images", work)
     encoder: dict[str, Any] = {"encoder_sha256": None, "weights": None}
-    folder: ModelFolder | None = None
+    folder = open_model(model)
     if images["notes"]["images"]["generation"]:
-        folder = open_model(model)
         prepared, expected = images["inputs"]["preparation"]["image_size"], folder.config.vision.image_size
         if prepared != expected:
             raise UserError(
@@ -41,11 +40,8 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
                 f"{expected}; run stage images with --tokenizer naming that model's own folder"
             )
         if folder.checkpoint is None:
-            warning = (
-                f"vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN "
-                "NOTHING; give a checkpoint with --model"
-            )
-            click.secho(warning, fg="yellow", bold=True, err=True)
+            lacks = f"vq: WARNING: {model} has no VQ weights; image codes are of random weights, so they MEAN"
+            click.secho(f"{lacks} NOTHING; give a checkpoint with --model", fg="yellow", bold=True, err=True)
         encoder["encoder_sha256"] = folder.vq_encoder_sha256()
         encoder["weights"] = "checkpoint" if folder.checkpoint else "random"
     inputs = {"images": images["fingerprint"], **encoder}
@@ -56,10 +52,8 @@ def run(work: Path, model: str, device: str = "auto") -> dict[str, Any]:
         for other in set(parts.parent.iterdir()) - {parts}:
             shutil.rmtree(other)
         rows = ImageRows(work / "images", "generation")
-        chunks = []
-        if folder:
-            chunks = chunks_of(work / "images" / "generation.index.arrow", parts, "codes")
-            _encode_missing(chunks, rows, folder, device)
+        chunks = chunks_of(work / "images" / "generation.index.arrow", parts, "codes")
+        _encode_missing(chunks, rows, folder, device)
         with table_writer(out / "codes.arrow", CODE_SCHEMA) as writer:
             for chunk in chunks:
                 writer.write_table(read_table(chunk.out))
@@ -85,9 +79,8 @@ def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolde
         for chunk, image_sha256 in missing.items():
             codes = []
             for row in range(len(image_sha256)):
-                picture = chunk.batch * INDEX_ROWS + row
-                codes.append(encode(rows.pixels(picture, picture + 1)[0]))
-                advance(1)
+                codes.append(encode(rows.pixels(chunk.batch * INDEX_ROWS + row)))
+                advance()
             table = pa.table([image_sha256, pa.array(codes, CODE_SCHEMA.types[1])], schema=CODE_SCHEMA)
             write_file(chunk.out, partial(write_table, table=table))
 

@@ -31,9 +31,6 @@ BEFORE = ("ingest", "tokenize", "images", "vq")
 EXAMPLES = 3
 """Rejected rows named per reason in the manifest."""
 
-PLANNED = ["task", "source", "split", "source_key", "history", "prompt", "image_sha256", "sha256"]
-"""Columns of ROW_SCHEMA that decide which rows are written, where and in what order."""
-
 
 def run(
     work: Path,
@@ -63,7 +60,6 @@ def run(
     def body(folder: Path) -> dict[str, Any]:
         try:
             shutil.rmtree(tmp, ignore_errors=True)
-            tmp.mkdir(parents=True)
             copy_tokenizer(tokenizer, tmp / "tokenizer")
             notes = _write(work, folder, tmp, done, format, chosen)
             publish(tmp, out)
@@ -90,22 +86,25 @@ def _write(
     plan, rejected, divided = plan_rows(work, done, chosen["seed"], chosen["validation_fraction"])
     for source in divided:
         click.echo(f"write: {source} has no train rows here, so its validation rows are divided by hash")
-    tables.write_rejects(folder, [rejected])
-    rejects = pl.DataFrame(pl.from_arrow(pa.concat_tables([gather_rejects(work, BEFORE), rejected])))
+    tables.write_rejects(folder, rejected.to_dicts())
+    rejects = pl.concat([gather_rejects(work, BEFORE), rejected])
     examples = rejects.group_by("source", "stage", "reason", maintain_order=True).head(EXAMPLES)
-    examples = examples.select(tables.REJECT_SCHEMA.names)
+    examples = examples.select(rejects.columns).sort("source", "reason", "source_key")
+    pictures = plan.drop_nulls("image_position").select("image_sha256", "picture_hash").unique()
     preparation = ImagePreparation.from_folder(out / "tokenizer")
     read, codes = done["ingest"]["notes"]["read"], done["vq"]["notes"]
     written = dict(plan.group_by("source").len().iter_rows())
-    by_reason = _counted(rejects, "source", "reason")
     counts = {}
     for name, rows in read.items():
-        reasons = {reason: count for source, reason, count in by_reason if source == name}
+        reasons = dict(_counted(rejects.filter(source=name), "reason"))
         counts[name] = SourceCounts(rows, reasons, written.get(name, 0))
     manifest = Manifest(
         format=format,
         tokenizer={"sha256": hash_file(out / "tokenizer" / "tokenizer.json"), "folder": "tokenizer"},
-        preprocessing={**preparation.asdict(), "pictures_sha256": _write_pictures(work, plan, out)},
+        preprocessing={
+            **preparation.asdict(),
+            "pictures_sha256": write_pictures(out, pictures.sort("image_sha256").to_arrow()),
+        },
         recipe={
             "sources": done["ingest"]["inputs"]["sources"],
             "code_version": CODE_VERSION,
@@ -113,13 +112,11 @@ def _write(
             "pillow": done["images"]["inputs"]["pillow"],
             **chosen,
             "validation_divided": divided,
-            "reject_examples": examples.sort("source", "reason", "source_key").to_dicts(),
+            "reject_examples": examples.to_dicts(),
         },
         vq={name: codes[name] for name in ("encoder_sha256", "weights")} if codes["images"] else None,
         counts=counts,
-        shards=_write_shards(
-            work, out, done, plan, chosen["keep_images"], image_size=preparation.image_size, format=format
-        ),
+        shards=_write_shards(work, out, done, plan, chosen["keep_images"], preparation.image_size, format),
     )
     write_manifest(out, manifest)
     return {
@@ -132,53 +129,51 @@ def _write(
 
 def plan_rows(
     work: Path, done: Mapping[str, Any], seed: int, fraction: float
-) -> tuple[pl.DataFrame, pa.Table, list[str]]:
+) -> tuple[pl.DataFrame, pl.DataFrame, list[str]]:
     """The rows to write in their order, the rejects of this stage, and the sources `lacking_train`.
 
-    done: stage.json of ingest and tokenize. The frame has sample_id, source, task, side, position (of the
-    row) and image_position (of its picture in the index of its kind; null for text).
+    done: stage.json of ingest and tokenize. The rows have sample_id, source, task, side, position, and of
+    their picture image_sha256, picture_hash, image_position (in the index of its kind; null for text).
     """
     usable = _usable_rows(work, done)
     placed = assign_splits(usable, seed, fraction)
-    rejected = placed.filter(pl.col("reason").is_not_null())
+    rejected = placed.drop_nulls("reason")
     rejected = rejected.with_columns(stage=pl.lit("write"), detail=pl.lit(None, pl.String))
     kept = placed.filter(pl.col("reason").is_null())
-    order = pl.Series(stable_hash(seed, kept["sample_id"].to_list()), dtype=pl.UInt64)
-    columns = ["sample_id", "source", "task", "side", "position", "image_position"]
-    return (
-        kept.sort(order, "sample_id").select(columns),
-        rejected.select(tables.REJECT_SCHEMA.names).to_arrow().cast(tables.REJECT_SCHEMA),
-        lacking_train(usable),
-    )
+    kept = kept.sort(pl.Series(stable_hash(seed, kept["sample_id"].to_list())), "sample_id")
+    columns = ["sample_id", "source", "task", "side", "position"]
+    columns += ["image_sha256", "picture_hash", "image_position"]
+    return kept.select(columns), rejected.select(tables.REJECT_SCHEMA.names), lacking_train(usable)
 
 
 def _usable_rows(work: Path, done: Mapping[str, Any]) -> pl.DataFrame:
     """Rows that tokenize and images kept, with what `assign_splits` needs."""
+    columns = ["task", "source", "split", "source_key", "history", "prompt", "image_sha256", "sha256"]
     files = tables.row_files(work, done["ingest"]["notes"]["read"])
-    rows = pl.DataFrame(pl.from_arrow(tables.read_columns(files, tables.ROW_SCHEMA, PLANNED)))
-    parts = [work / "tokenize" / part for part in done["tokenize"]["notes"]["parts"]]
-    lengths = pl.DataFrame(pl.from_arrow(tables.read_columns(parts, tables.TOKEN_SCHEMA, ["num_tokens"])))
+    rows = tables.read_columns(files, tables.ROW_SCHEMA, columns)
+    lengths = tables.read_columns(_token_files(work, done), tables.TOKEN_SCHEMA, ["num_tokens"])
     users = pl.col("history").list.eval(pl.element().struct.field("user"))
     rows = rows.select(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("position"),
-        *(name for name in PLANNED if name not in ("history", "prompt")),
+        pl.exclude("history", "prompt"),
+        position=pl.int_range(pl.len(), dtype=pl.Int64),
         sample_id=pl.concat_str("source", "source_key", separator="/"),
         questions=pl.concat_list(users, "prompt"),
     )
-    rows = rows.with_columns(lengths["num_tokens"]).filter(pl.col("num_tokens").is_not_null())
+    rows = rows.filter(lengths["num_tokens"].is_not_null())
     images = pl.concat(_picture_index(work, task) for task in tables.KINDS)
     rows = rows.join(images, on=["task", "image_sha256"], how="left", maintain_order="left")
     return rows.filter(~pl.col("task").is_in(list(tables.KINDS)) | pl.col("image_position").is_not_null())
 
 
 def _picture_index(work: Path, task: str) -> pl.DataFrame:
-    """task, image_sha256, picture_hash and image_position (in the index) of a task's prepared pictures."""
+    """The task's prepared pictures, and their position in the index."""
     file = work / "images" / f"{tables.KINDS[task]}.index.arrow"
-    index = pl.DataFrame(
-        pl.from_arrow(tables.read_columns([file], tables.INDEX_SCHEMA, ["image_sha256", "picture_hash"]))
-    )
-    position = pl.int_range(pl.len(), dtype=pl.Int64).alias("image_position")
-    return index.select(pl.lit(task).alias("task"), "image_sha256", "picture_hash", position)
+    index = tables.read_columns([file], tables.INDEX_SCHEMA, ["image_sha256", "picture_hash"])
+    return index.with_columns(task=pl.lit(task), image_position=pl.int_range(pl.len(), dtype=pl.Int64))
+
+
+def _token_files(work: Path, done: Mapping[str, Any]) -> list[Path]:
+    return [work / "tokenize" / part for part in done["tokenize"]["notes"]["parts"]]
 
 
 def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
@@ -186,34 +181,23 @@ def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     return frame.group_by(columns).len().sort(columns).rows()
 
 
-def _write_pictures(work: Path, plan: pl.DataFrame, out: Path) -> str:
-    """The perceptual hashes of the pictures in the plan; gives the file's sha256."""
-    used = plan.select("task", "image_position").unique()
-    pictures = pl.concat(_picture_index(work, task) for task in tables.KINDS).join(
-        used, on=used.columns, how="semi"
-    )
-    distinct = pictures.select("image_sha256", "picture_hash").unique().sort("image_sha256")
-    return write_pictures(out, distinct.to_arrow())
-
-
 def _write_shards(
-    work: Path, out: Path, done: Mapping[str, Any], plan: pl.DataFrame, keep_images: bool, **layout: Any
+    work: Path, out: Path, done: Mapping[str, Any], plan: pl.DataFrame, keep: bool, size: int, format: str
 ) -> tuple[ShardEntry, ...]:
-    """Join the plan's rows from all tables, a few at a time. layout: arguments of `write_shards`."""
+    """Join the plan's rows from all tables, a few at a time. keep: text-to-image originals too."""
     rows = tables.RandomRows(tables.row_files(work, done["ingest"]["notes"]["read"]), tables.ROW_SCHEMA)
-    parts = [work / "tokenize" / name for name in done["tokenize"]["notes"]["parts"]]
-    tokens = tables.RandomRows(parts, tables.TOKEN_SCHEMA)
+    tokens = tables.RandomRows(_token_files(work, done), tables.TOKEN_SCHEMA)
     codes = tables.RandomRows([work / "vq" / "codes.arrow"], tables.CODE_SCHEMA)
     images = {task: tables.ImageRows(work / "images", kind) for task, kind in tables.KINDS.items()}
 
     def join(part: pl.DataFrame, task: str) -> pa.RecordBatch:
         """These rows of the plan in the columns of CONTENT_SCHEMA."""
         positions, pictures = part["position"].to_numpy(), part["image_position"]
-        columns = {name: pa.nulls(part.height) for name in ("image", "image_tokens")}
+        columns = dict.fromkeys(("image", "image_tokens"), pa.nulls(part.height))
         for table in (rows.take(positions), tokens.take(positions)):
             columns |= {name: table[name].combine_chunks() for name in table.column_names}
         columns |= {"sample_id": part["sample_id"].to_arrow(), "split": part["side"].to_arrow()}
-        if task == "vqa" or (task == "t2i" and keep_images):
+        if task == "vqa" or (task == "t2i" and keep):
             columns["image"] = images[task].take(pictures)
         if task == "t2i":
             columns["image_tokens"] = codes.take(pictures.to_numpy())["image_tokens"].combine_chunks()
@@ -226,5 +210,5 @@ def _write_shards(
         for split, task in product(SPLITS, TASKS):
             chosen = plan.filter(side=split, task=task)
             batches = (join(part, task) for part in chosen.iter_slices(BATCH_ROWS[task]))
-            entries += write_shards(batches, out, split=split, task=task, **layout)
+            entries += write_shards(batches, out, split=split, task=task, image_size=size, format=format)
     return tuple(entries)

@@ -17,11 +17,12 @@ from paths import HUB, ROOT, TOKENIZERS, needs_shared
 from PIL import Image
 from raw_data import build_command, files_of, picture, run_well, skipped, stages_of, vqa_row
 
+from bench.demo import look
 from janus.images import ImagePreparation
 from janus.prompts import SPLITS
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from pipelines.cli import main
-from pipelines.sample.scenes import look, shuffled_scenes
+from pipelines.sample.scenes import shuffled_scenes
 from pipelines.stages.write import plan_rows
 from pipelines.tables import read_table
 from shards.check import verify_folder
@@ -170,7 +171,7 @@ def planned(data: Path, work: Path, tokenizer: Path) -> tuple[Counter, list[str]
     for stage in ("tokenize", "images"):
         run_well(stage, "--work", work, "--tokenizer", tokenizer)
     plan, rejected, divided = plan_rows(work, stages_of(work), 0, 0.05)
-    assert rejected.num_rows == 0
+    assert rejected.height == 0
     return Counter(plan.select("task", "side").iter_rows()), divided
 
 
