@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from pipelines.sample import scenes
+import pipelines.sample.scenes as scenes
 from pipelines.sample.scenes import COLUMNS, ROWS, TONES
 
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
