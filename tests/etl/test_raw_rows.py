@@ -116,7 +116,7 @@ def test_picture_paths_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     rows = [vqa_row(f"{i}", name, "<image>\nWhat?", "This") for i, name in enumerate(names)]
     images = write_medical_vqa(data, rows, {}).parents[1] / "images"
     for folder in ("sub", "subfolder"):
-        (images / folder).mkdir()
+        (images / folder).mkdir(parents=True)
     (images / "sub" / "good one.png").write_bytes(picture())
     links = {"link.png": secret, "hop.png": "link.png", "folder": tmp_path, "loop.png": "loop.png"}
     links["inner.png"] = "sub/good one.png"  # stays inside
