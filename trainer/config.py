@@ -133,7 +133,6 @@ class TrainConfig:
 
     @property
     def trained_parts(self) -> frozenset[str]:
-        """The parts of the network that are trained."""
         return trained_parts(self.stage, self.train_gen_embed)
 
     def asdict(self) -> dict[str, Any]:

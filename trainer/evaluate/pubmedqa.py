@@ -47,11 +47,10 @@ class PubmedQuestions:
     def results(
         self, scores: Sequence[Score]
     ) -> tuple[dict[str, float], str, list[tuple[Sample, float, float, str]]]:
-        """(figures, the baseline's answer, answers) from the candidates' scores.
+        """(figures, the commonest answer as baseline, answers) from the candidates' scores.
 
         answers: each question, −log p of its right answer, the share of the likeliest one, and that one.
         Questions of the train split are counted as `in_train`; `unseen_…` leaves them out, if others remain.
-        The baseline always gives the most frequent answer.
         """
         nll_QD = np.array([score.nll for score in scores]).reshape(-1, len(DECISIONS))
         predictions = [DECISIONS[i] for i in nll_QD.argmin(1)]

@@ -25,8 +25,9 @@ class RunLog(ExitStack):
         self._out, self._steps = out, steps
         out.mkdir(parents=True, exist_ok=True)
         self.records = keep_records(out / METRICS, start)
-        self._metrics = self.enter_context((out / METRICS).open("a", encoding="utf-8"))
-        self._lines = self.enter_context((out / "train.log").open("a", encoding="utf-8"))
+        # Line-buffered: what is said is in the file, also where the run dies.
+        self._metrics = self.enter_context((out / METRICS).open("a", 1, encoding="utf-8"))
+        self._lines = self.enter_context((out / "train.log").open("a", 1, encoding="utf-8"))
         self._events = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -40,7 +41,7 @@ class RunLog(ExitStack):
 
     def say(self, line: str) -> None:
         """Show a line on the console and append it to train.log."""
-        self._write(line)
+        self._lines.write(line + "\n")
         (self._progress.say if self._progress else click.echo)(line)
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -48,7 +49,7 @@ class RunLog(ExitStack):
         self._record({"kind": "step", **record})
         line = step_line(record, self._steps)
         if self._progress:
-            self._write(line)
+            self._lines.write(line + "\n")
             self._progress.show(record["step"], line.split(" · ", 1)[1])
         else:
             self.say(line)
@@ -107,14 +108,9 @@ class RunLog(ExitStack):
     def _record(self, record: Mapping[str, Any]) -> None:
         self.records.append(dict(record))
         self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
         if self._events is not None:
             for name, value in numbers(record).items():
                 self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-
-    def _write(self, line: str) -> None:
-        self._lines.write(line + "\n")
-        self._lines.flush()
 
 
 def step_line(record: Mapping[str, Any], steps: int) -> str:
