@@ -9,6 +9,7 @@ DATA ?=
 MODEL ?=
 RECIPE ?=
 STEPS ?=
+LENGTH ?=
 OUT ?=
 ARGS ?=
 
@@ -27,21 +28,23 @@ WORK := data/$(NAME)/work
 NETWORK := $(if $(MODEL),$(MODEL),$(SAMPLE)/tiny)
 HAS_TOKENIZER := $(if $(MODEL),$(shell test -f $(call quote,$(MODEL))/tokenizer.json && echo yes))
 TOKENIZER := $(if $(HAS_TOKENIZER),$(MODEL),$(SAMPLE)/tokenizer)
+LONGEST := $(if $(LENGTH),--max-length $(call quote,$(LENGTH)))
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample shards preview train test test-slow test-disturbed test-browser test-parity demo bench lint audit clean
+.PHONY: help setup sample shards preview train test test-slow test-disturbed test-browser test-parity demo own-data bench lint audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
 	@echo 'variables, all optional:'
-	@echo '  TASK=       text, vqa, t2i or mixed (default mixed)'
-	@echo '  DATA=       folder of raw datasets in the hub'"'"'s layouts (default: the embedded sample)'
+	@echo '  TASK=       text, vqa, t2i, edit, interleaved or mixed (default mixed)'
+	@echo '  DATA=       folder of your data, see docs/data.md (default: the embedded sample)'
 	@echo '  MODEL=      checkpoint or tokenizer folder, or a preset of random weights: tiny, 1b, 7b'
 	@echo '  RECIPE=     training recipe: a YAML file or a shipped name (default: the task'"'"'s)'
 	@echo '  SHARDS=     where the shards stand (default data/NAME/shards)'
 	@echo '  OUT=        folder of the run (default outputs/TASK-NNN, the next free one)'
 	@echo '  STEPS=      optimizer steps'
+	@echo '  LENGTH=     longest sample in tokens (default 1024; an edit of two pictures needs 1280)'
 	@echo '  ARGS=       passed on to the command as they are'
 
 setup: $(READY) ## make .venv and install the project into it
@@ -57,7 +60,7 @@ sample: $(READY) ## write the embedded sample data, its tokenizer and its model
 # The sample is also where the default tokenizer comes from.
 shards: $(if $(and $(DATA),$(HAS_TOKENIZER)),$(READY),sample) ## build shards from DATA; unchanged stages are skipped
 	$(BIN)/pipelines build --data $(call quote,$(RAW)) --work $(call quote,$(WORK)) --out $(call quote,$(SHARDS)) \
-	  --tokenizer $(call quote,$(TOKENIZER)) --model $(call quote,$(NETWORK)) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
+	  --tokenizer $(call quote,$(TOKENIZER)) --model $(call quote,$(NETWORK)) $(LONGEST) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
 
 preview: shards ## a page to look at the shards in a browser
 	$(BIN)/shards preview $(call quote,$(SHARDS)) --model $(call quote,$(NETWORK)) $(ARGS)
@@ -65,10 +68,13 @@ preview: shards ## a page to look at the shards in a browser
 train: shards ## train TASK on the shards, building them first where needed
 	$(BIN)/trainer train --config $(call quote,$(CONFIG)) $(if $(RECIPE),,--task $(call quote,$(TASK))) \
 	  --model $(call quote,$(NETWORK)) --shards $(call quote,$(SHARDS)) \
-	  $(if $(OUT),--out $(call quote,$(OUT))) $(if $(STEPS),--steps $(call quote,$(STEPS))) $(ARGS)
+	  $(if $(OUT),--out $(call quote,$(OUT))) $(if $(STEPS),--steps $(call quote,$(STEPS))) $(LONGEST) $(ARGS)
 
 demo: $(READY) ## from nothing to answers and pictures in 10 minutes; fails where it did not learn
-	$(BIN)/python -m bench.demo $(ARGS)
+	$(BIN)/python -m bench.demo.sample $(ARGS)
+
+own-data: $(READY) ## edits of pictures as your own JSONL, trained in 10 minutes; fails where it did not learn
+	$(BIN)/python -m bench.demo.own_data $(ARGS)
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -92,7 +92,7 @@ def _facts(session: Session, seconds: float) -> dict[str, str]:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True, capture_output=True
     )
     return {
-        "machine": f"{os.cpu_count()} × {_processor()}, {_memory_gb():.0f} GB, {platform.system()}",
+        "machine": f"{os.cpu_count()} × {processor()}, {_memory_gb():.0f} GB, {platform.system()}",
         "commit": commit.stdout.strip() or "unknown",
         "date": date.today().isoformat(),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
@@ -101,7 +101,7 @@ def _facts(session: Session, seconds: float) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

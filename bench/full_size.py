@@ -14,6 +14,7 @@ import numpy as np
 
 from janus.checkpoint.folder import ModelFolder
 from janus.model.config import PRESETS, JanusConfig
+from janus.prompts import SIGNATURES
 from trainer.config import TrainConfig
 from trainer.stream.shapes import Batch
 
@@ -30,24 +31,25 @@ def one_sample(task: str, config: JanusConfig) -> Batch:
     random = np.random.default_rng(0)
     positions = np.arange(LENGTH, dtype=np.int32)
     index = np.zeros(LENGTH + 1, np.int32)
-    image = np.arange(config.num_image_tokens)
-    if task != "text":
-        index[PROMPT + image] = 1 + image
-    states = PROMPT - 1 + image if task == "t2i" else np.arange(LENGTH - 33, LENGTH - 1)
-    codes = random.integers(0, config.vq.num_embeddings, (1, len(image)))
-    labels = codes[0] if task == "t2i" else random.integers(0, 1000, len(states))
-    size = config.vision.image_size
+    image, shown, drawn = np.arange(config.num_image_tokens), task == "vqa", task == "t2i"
+    index[PROMPT + image] = 1 + image
+    states = PROMPT - 1 + image if drawn else np.arange(LENGTH - 33, LENGTH - 1)
+    codes = random.integers(0, config.vq.num_embeddings, (1, len(image))).astype(np.int32)
+    labels = codes[0] if drawn else random.integers(0, 1000, len(states)).astype(np.int32)
+    size, rows = config.vision.image_size, states.astype(np.int32)
     return Batch(
         input_ids_P=random.integers(0, 1000, LENGTH + 1).astype(np.int32),
         position_ids_P=np.append(positions, 0).astype(np.int32),
-        image_index_P=index,
+        image_index_P=index if shown or drawn else None,
         token_of_BS=np.append(positions, LENGTH).astype(np.int32)[None],
         slot_of_P=np.append(positions, LENGTH).astype(np.int32),
         segment_ids_BS=np.append(np.ones(LENGTH), 0).astype(np.int32)[None],
-        state_rows_N=states.astype(np.int32),
-        labels_N=labels.astype(np.int32),
-        pixels_IHWC=random.integers(0, 256, (1, size, size, 3)).astype(np.uint8) if task == "vqa" else None,
-        image_tokens_IT=codes.astype(np.int32) if task == "t2i" else None,
+        labels_N=None if drawn else labels,
+        state_rows_N=None if drawn else rows,
+        image_labels_N=labels if drawn else None,
+        image_rows_N=rows if drawn else None,
+        pixels_IHWC=random.integers(0, 256, (1, size, size, 3)).astype(np.uint8) if shown else None,
+        image_tokens_IT=codes if drawn else None,
         samples=1,
         tokens=LENGTH,
         supervised=len(states),
@@ -74,7 +76,7 @@ def main(size: str, stage: int, steps: int) -> None:
     say(f"build {size}")
     options = replace(TrainConfig(), device="CPU", stage=stage)
     for task in ("text", "vqa", "t2i"):
-        step = TrainStep(model, [task], options)
+        step = TrainStep(model, {task: SIGNATURES[task]}, options)
         for run in ("compile and forward", "forward"):
             step.evaluate(task, one_sample(task, config))
             say(f"{task} {run}")

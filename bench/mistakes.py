@@ -23,7 +23,7 @@ import numpy as np
 from bench.measures.link import ROOT
 from bench.measures.workload import run as run_command
 from janus.common.files import write_text
-from janus.prompts import PromptRow, encode_samples, unconditional
+from janus.prompts import Message, encode_samples, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from trainer.config import load_recipe, resolve
 from trainer.evaluate.scores import mean_scores
@@ -74,13 +74,15 @@ def without_first_tokens(batch: Batch) -> Batch:
 
 def _first_tokens(batch: Batch) -> np.ndarray:
     """Which of a t2i batch's N states predict the first token of a picture."""
+    assert batch.image_labels_N is not None
     assert batch.image_tokens_IT is not None
-    return np.arange(len(batch.labels_N)) % batch.image_tokens_IT.shape[1] == 0
+    return np.arange(len(batch.image_labels_N)) % batch.image_tokens_IT.shape[1] == 0
 
 
 def _labels_kept(batch: Batch, kept_N: np.ndarray) -> Batch:
-    labels_N = np.where(kept_N, batch.labels_N, IGNORE)
-    return replace(batch, labels_N=labels_N, supervised=int((labels_N != IGNORE).sum()))
+    assert batch.image_labels_N is not None
+    labels_N = np.where(kept_N, batch.image_labels_N, IGNORE)
+    return replace(batch, image_labels_N=labels_N, supervised=int((labels_N != IGNORE).sum()))
 
 
 def _samples(batch: Batch) -> list[slice]:
@@ -158,12 +160,13 @@ class Bench:
         self.run = open_run(resolve({**recipe, **options, "eval_samples": HELD_OUT}), self._lock)
         self.special = self.run.tokenizer.special
         self.model = self.run.folder.build()
-        self.network = TrainStep(self.model, self.run.feed.shapes, self.run.config)
+        self.network = TrainStep(self.model, self.run.feed.signatures, self.run.config)
         self.initial = self.weights()
         self._moments = {name: tensor.asnumpy() for name, tensor in self.network.optimizer.state().items()}
         feed = self.run.feed
         self.held_out = {task: list(feed.validation_batches(task)) for task in feed.validation}
-        (empty,) = encode_samples(self.run.tokenizer, [PromptRow("t2i", "")], feed.shapes["t2i"].image.tokens)
+        caption = [Message("user", ""), Message("assistant", "", ["a picture"])]
+        (empty,) = encode_samples(self.run.tokenizer, [caption], feed.shapes["t2i"].image.tokens)
         self.empty_caption = empty.input_ids
 
     def cases(self) -> dict[str, Case]:

@@ -26,6 +26,8 @@ def generate(model: str, **options: Any) -> None:
     janus generate MODEL --prompt "Does aspirin thin the blood?"
     janus generate MODEL --image scan.png --prompt "Is there a fracture?"
     janus generate MODEL --draw "a blue porcelain vase" --num-images 4
+    janus generate MODEL --draw "Make it blue." --image vase.png
+    janus generate MODEL --chat conversations.jsonl
 
     Answers go to standard output. Each picture is a PNG in OUT that records prompt, seed and model.
     """

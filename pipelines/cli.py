@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
-from janus.common.options import DEVICE, FOLDER, Group, add_options, option
-from pipelines.sources import load_sources
+from janus.common.options import DEVICE, FILE, FOLDER, Group, add_options, option
+
+PIXELS = ("webp", "raw")
+"""The codecs of `shards.pictures.CODECS`, which takes longer to import."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -21,21 +23,33 @@ _rows = partial(option, group="Rows and shards")
 _compute = partial(option, group="Computation")
 _TOKENIZER = click.Path(exists=True, file_okay=False, path_type=Path)
 _TOKENIZER.name = "dir"  # as help shows it
-_SOURCES = click.Choice([source.name for source in load_sources()])
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """All options of a build; each stage takes its share."""
 
-    data: Path = option(Path("data/hub"), "Folder of the raw datasets.", FOLDER, group="Folders")
+    data: Path = option(Path("data/hub"), "Folder of the raw data.", FOLDER, group="Folders")
     work: Path = option(Path("data/work"), "Stages' outputs, reused by later runs.", FOLDER, group="Folders")
     out: Path = option(Path("data/shards"), "Folder to write the shards to.", FOLDER, group="Folders")
     tokenizer: Path = option(
         None, "A checkpoint's folder, or the sample's tokenizer.", _TOKENIZER, required=True, group="Folders"
     )
     sources: tuple[str, ...] = _rows(
-        (), "Use only this dataset; may be repeated.", _SOURCES, flag="--source", shown="all that are there"
+        (),
+        "Use only this source; may be repeated.",
+        flag="--source",
+        metavar="NAME",
+        shown="all that are there",
+    )
+    sources_file: Path = option(
+        None,
+        "Your own sources: a YAML file, see docs/data.md.",
+        FILE,
+        flag="--sources",
+        metavar="FILE",
+        shown="DATA/sources.yaml, else the four datasets in DATA, else the one file there",
+        group="Folders",
     )
     max_length: int = _rows(
         1024, "Longest sample in tokens. Longer ones are rejected, never cut.", click.IntRange(min=1)
@@ -51,7 +65,18 @@ class BuildOptions:
     )
     seed: int = _rows(0, "Seed of the split and of the shuffle.", metavar="N")
     format: str = _rows("arrow", "Format of the shards.", click.Choice(["arrow", "webdataset"]))
-    keep_images: bool = _rows(False, "Keep text-to-image originals in the shards, next to their codes.")
+    keep_images: bool = _rows(
+        False, "Keep the originals of drawn pictures in the shards, besides their codes."
+    )
+    pixels: str = _rows(
+        "webp", "How prepared pictures are kept: coded without loss, or raw.", click.Choice(PIXELS)
+    )
+    strict_size: bool = _rows(
+        False, "Reject drawn pictures that do not have the model's size; else scale and crop them."
+    )
+    train_begin: bool = _rows(
+        False, "Interleaved: also train the model to begin a picture by itself, which Janus-Pro never learnt."
+    )
     model: str = _compute(
         "tiny", "Model that gives the image codes; a preset's mean nothing.", metavar="DIR|HUB_ID|PRESET"
     )
@@ -87,11 +112,25 @@ def sample(data: Path, seed: int) -> None:
     write_sample(data, seed)
 
 
+@main.command("inspect-source")
+@click.argument("path", type=click.Path(exists=True, path_type=Path), required=False)
+@click.option("--form", metavar="FORM", help="Read PATH as this form, or with this plug-in (FILE.py).")
+@_options("sources_file", "sources")
+def inspect_source(path: Path | None, form: str | None, sources_file: Path, sources: tuple[str, ...]) -> None:
+    """Show how a file or folder would be read: form, counts, five samples. Builds nothing.
+
+    With --sources, its sources are shown: all, those that read PATH, or those named by --source.
+    """
+    from pipelines.stages.inspect import inspect
+
+    inspect(path, form, sources_file, sources)
+
+
 @main.command()
 @_options("data", "sources")
 def download(data: Path, sources: tuple[str, ...]) -> None:
     """Fetch the real datasets from the hub at their pinned commits; resumable."""
-    from pipelines.sources import download
+    from pipelines.datafolder import download
 
     download(data, sources)
 
@@ -103,10 +142,22 @@ def _run(stages: list[str], **options: Any) -> None:
 
 
 STAGES = {
-    "ingest": ("Read the raw datasets into a table of rows.", "data work sources max_reject_rate"),
-    "tokenize": ("Encode texts into ids and spans.", "work tokenizer max_length max_reject_rate workers"),
-    "images": ("Scale each picture to the model's square.", "work tokenizer max_reject_rate workers"),
-    "vq": ("Encode text-to-image pictures into VQ codes; resumes where it stopped.", "work model device"),
+    "ingest": (
+        "Read the raw data into one table of rows, each picture once.",
+        "data work sources sources_file max_reject_rate",
+    ),
+    "tokenize": (
+        "Encode conversations into ids and supervised spans.",
+        "work tokenizer max_length train_begin max_reject_rate workers",
+    ),
+    "images": (
+        "Decode each picture and scale it to the model's square.",
+        "work tokenizer pixels strict_size max_reject_rate workers",
+    ),
+    "vq": (
+        "Encode drawn pictures into VQ codes to train on; an interrupted run resumes.",
+        "work model device",
+    ),
     "write": (
         "Split, shuffle and write the shards and their manifest.",
         "work out tokenizer validation_fraction seed format keep_images",

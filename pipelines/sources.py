@@ -1,117 +1,151 @@
-"""The datasets of `sources.yaml`: which of them a data folder holds, and their download.
+"""The sources of a `sources.yaml`, ours (the presets) or a user's: where files are, how rows are read."""
 
-`<data>/revisions.json` says which commit of each was downloaded; the manifest repeats it.
-"""
-
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import click
 import yaml
 
 from janus.common.errors import UserError
-from janus.common.files import write_text
-
-REVISIONS = "revisions.json"
-TIMEOUT = 10.0
-"""Seconds after which the hub counts as unreachable."""
+from janus.common.options import nearest
+from janus.prompts import SPLITS, TASKS
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset."""
+    """One dataset: where its files are and how their rows are read. `docs/data.md` explains each field."""
 
     name: str  # in the column `source`
-    repo_id: str  # of the dataset on the hub
-    revision: str | None  # commit hash; None: looked up at the first download and kept
-    patterns: list[str]  # files that are needed, relative to the folder
-    folder: str  # in the data folder
-    adapter: str  # a key of ADAPTERS
-    task: str  # text, vqa or t2i
-    licence: str
-    upstream_splits: list[str]  # kept if there are several
+    path: str  # file, folder or glob, relative to `folder`
+    folder: str = ""  # relative to the data folder, or to the user's sources.yaml
+    form: str | None = None  # one of FORMS, or the path of a plug-in; None: found out
+    columns: Mapping[str, str] = field(default_factory=dict)  # our name → theirs
+    images: str | bool | None = None  # folder of the pictures, seen from the file; False: marks are text
+    tags: tuple[str, ...] = ()  # rows with other tags are rejected; (): none is
+    as_: str = "t2i"  # what a row of `captions` becomes: t2i or vqa
+    question: str | None = None  # of the user, where captions become vqa
+    split: str = "hash"  # or upstream (by file name), or the split of every row
+    licence: str = "not stated"
+    number_ids: bool = False  # the second row of an id is `id#2`
     may_lack_images: bool = False  # missing pictures are expected and do not stop a build
+    repo_id: str = ""  # of the dataset on the hub
+    revision: str | None = None  # commit hash; None: looked up at the first download and kept
+    patterns: tuple[str, ...] = ()  # files to download, relative to the folder
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the user's own Python reads it."""
+        return (self.form or "").endswith(".py")
+
+    @property
+    def dialect(self) -> str | None:
+        """What its columns mean, None if that has to be found out."""
+        return self.form if self.form in DIALECTS else None
 
 
-def load_sources(names: Sequence[str] = ()) -> list[Source]:
-    """The named sources of sources.yaml, or all, in its order."""
-    content = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))["sources"]
-    return [Source(name, **entry) for name, entry in content.items() if not names or name in names]
+DIALECTS = ("messages", "conversations", "query", "captions")
+FORMS = (*DIALECTS, "webdataset", "folder")
+"""What `form:` may be, besides the path of a plug-in. The last two say only what the file shows by itself."""
+
+KNOWN_COLUMNS = ["id", "system", "image", "images", "caption", "messages", "conversations"]
+KNOWN_COLUMNS += ["query", "response", "history", "instruction", "input", "output"]
+"""Our names of columns."""
+
+PRESETS = Path(__file__).with_name("sources.yaml")
 
 
-def present_sources(data: Path, names: Sequence[str]) -> list[Source]:
-    """The named sources (or all) whose folder is in `data`; the others are reported as skipped.
+def load_sources(names: Sequence[str] = (), path: Path = PRESETS) -> list[Source]:
+    """The named sources of a sources.yaml, or all, in its order.
 
-    Their `revision` comes from `revisions.json`, None for files put there by hand. Raises UserError if `data`
-    holds none of the folders.
+    Raises UserError naming file, source and field.
     """
-    revisions = read_revisions(data)
-    chosen = [replace(source, revision=revisions.get(source.name)) for source in load_sources(names)]
-    present = [source for source in chosen if (data / source.folder).is_dir()]
-    if not present:
-        raise UserError(
-            f"{data}: holds none of {', '.join(source.folder for source in chosen)}; `pipelines sample "
-            f"--data {data}` writes a synthetic data set, `pipelines download --data {data}` fetches the real"
-        )
-    for source in chosen:
-        if source not in present:
-            click.echo(f"ingest: {source.name} skipped, no folder {data / source.folder}")
-    return present
-
-
-def read_revisions(data: Path) -> dict[str, str]:
-    """Source → commit that was downloaded into `data`, or a note that its files are synthetic."""
     try:
-        return json.loads((data / REVISIONS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{data / REVISIONS}: not JSON ({error}); remove it and download again") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    entries = content.get("sources") if isinstance(content, dict) else None
+    if not isinstance(entries, dict) or not entries or len(content) > 1:
+        raise UserError(f"{path}: expected `sources:` alone, and below it a name for each source")
+    for name in names:
+        if name not in entries:
+            raise UserError(f"{path}: no source {name}; {_hint(name, entries)}")
+    return [_source(path, str(n), entry) for n, entry in entries.items() if not names or n in names]
 
 
-def write_revisions(data: Path, revisions: dict[str, str]) -> None:
-    """Add to the revisions of `data`."""
-    content = read_revisions(data) | revisions
-    write_text(data / REVISIONS, json.dumps(content, indent=1, sort_keys=True) + "\n")
+def _hint(name: str, known: Iterable[Any]) -> str:
+    names = [str(one) for one in known]
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else f"expected {', '.join(names)}"
 
 
-def download(data: Path, names: Sequence[str]) -> None:
-    """Fetch the needed files of every named source (or all) at its commit; resumes an interrupted download.
+def _source(path: Path, name: str, entry: Any) -> Source:
+    """The source of an entry. Raises UserError for a field that is unknown or of the wrong type."""
+    where = f"{path}: {name}"
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: a source's name is made of letters, digits, `.`, `_` and `-`")
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected `field: value` lines")
+    if "preset" in entry:
+        presets = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))["sources"]
+        if entry["preset"] not in presets:
+            raise UserError(f"{where}.preset: {entry['preset']!r}; {_hint(str(entry['preset']), presets)}")
+        entry = presets[entry["preset"]] | {key: entry[key] for key in entry if key != "preset"}
+    values: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key not in _FIELDS:
+            raise UserError(f"{where}: unknown field {key}; {_hint(str(key), _FIELDS)}")
+        if not _FIELDS[key][0](value):
+            raise UserError(f"{where}.{key}: {value!r}, expected {_FIELDS[key][1]}")
+        values[{"as": "as_"}.get(key, key)] = tuple(value) if isinstance(value, list) else value
+    for ours in values.get("columns", ()):
+        if ours not in KNOWN_COLUMNS:
+            raise UserError(f"{where}.columns: {ours} is none of ours; {_hint(str(ours), KNOWN_COLUMNS)}")
+    if "path" not in values:
+        raise UserError(f"{where}: path is missing: a file, a folder or a glob, relative to {path.name}")
+    if (values.get("as_") == "vqa") != (values.get("question") is not None):
+        raise UserError(
+            f"{where}: `as: vqa` and `question:` go together: captions that answer a fixed question"
+        )
+    return Source(name, **values)
 
-    Raises UserError, within seconds, if the hub is unreachable or refuses.
-    """
-    data.mkdir(parents=True, exist_ok=True)
-    for source in load_sources(names):
-        kept = read_revisions(data).get(source.name)
-        if kept and kept.startswith("synthetic"):
-            raise UserError(f"{data}: holds the synthetic sample; give another --data to download into")
-        try:
-            _fetch(source, source.revision or kept, data)
-        except Exception as error:  # the hub's client lets through whatever its transport raises
-            # Only the type: messages may carry request headers.
-            raise UserError(
-                f"download: {source.repo_id} cannot be fetched ({type(error).__name__}); check the network "
-                f"and HF_TOKEN, or put {', '.join(source.patterns)} into {data / source.folder} by hand"
-            ) from None
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+_Check = tuple[Callable[[Any], bool], str]
 
 
-def _fetch(source: Source, revision: str | None, data: Path) -> None:
-    """Download one source. Its commit is noted first, so that a resumed download asks for the same."""
-    from huggingface_hub import HfApi, snapshot_download
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
-    # Asked first: snapshot_download takes an existing folder for complete when the hub is unreachable.
-    commit = HfApi().dataset_info(source.repo_id, revision=revision, timeout=TIMEOUT).sha
-    if revision is None:
-        click.echo(f"download: {source.name}: no revision in sources.yaml, pinned to {commit}")
-    write_revisions(data, {source.name: str(commit)})
-    snapshot_download(
-        source.repo_id,
-        repo_type="dataset",
-        revision=commit,
-        allow_patterns=source.patterns,
-        local_dir=data / source.folder,
-        etag_timeout=TIMEOUT,
-    )
-    click.echo(f"download: {source.name} at {commit} in {data / source.folder}")
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _one_of(*names: str) -> _Check:
+    return (lambda value: value in names), f"one of {', '.join(names)}"
+
+
+_FIELDS: dict[str, _Check] = {
+    **dict.fromkeys(("path", "licence", "repo_id", "question"), (_text, "a text")),
+    "folder": (lambda value: isinstance(value, str), "a folder"),
+    "revision": (lambda value: value is None or _text(value), "a commit"),
+    "patterns": (_texts, "a list of globs"),
+    "form": (lambda v: v in FORMS or (_text(v) and v.endswith(".py")), f"{', '.join(FORMS)} or a .py file"),
+    "columns": (lambda v: isinstance(v, dict) and _texts([*v.values()]), "our name: theirs"),
+    "images": (lambda value: value is False or _text(value), "a folder, or false"),
+    "tags": (lambda value: _texts(value) and {*value} <= {*TASKS}, f"a list of {', '.join(TASKS)}"),
+    "as": _one_of("t2i", "vqa"),
+    "split": _one_of("hash", "upstream", *SPLITS),
+    **dict.fromkeys(("number_ids", "may_lack_images"), (lambda v: isinstance(v, bool), "true or false")),
+}
+"""Field of a source → whether a value is right, and what is expected."""
+
+
+def source_of(path: Path, root: Path, form: str | None = None) -> Source:
+    """A file, or a folder, as a source of its name. root: what its path is relative to."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name.split(".")[0]).strip("-._")
+    relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
+    return Source(name or "data", relative, form=form)

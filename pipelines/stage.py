@@ -4,12 +4,15 @@ A stage's folder is whole or absent, and a stage is skipped while nothing it dep
 `stage.json` in the folder holds a fingerprint of the previous stages' fingerprints, the parameters and the
 version of the code. Raw files enter by path, size and modification time (ns): a change that keeps all three
 goes unnoticed.
+
+A build that finds more rows and nothing else changed makes a *generation*: the stages before write run on the
+new rows alone, in WORK/gen-001, WORK/gen-002, …, and write appends to the shards.
 """
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -23,15 +26,20 @@ from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, write_file, write_folder
 from janus.prompts import SPLITS
 from pipelines.pool import start_forkserver
-from pipelines.tables import REJECTS, frame, read_table, write_table
+from pipelines.tables import REJECT_SCHEMA, REJECTS, frame, read_table, write_table
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised whenever the same inputs come to give a stage other content."""
 
 STAGES = ("ingest", "tokenize", "images", "vq", "write")
 """Modules of `pipelines/stages`, each with `run(…)`, whose parameters have the names of the options."""
 
+PER_GENERATION = STAGES[1:4]
+"""Stages that know one generation at a time."""
+
 STAGE_FILE = "stage.json"
+
+GENERATION = "gen-"
 
 SPLIT_REASONS = ("duplicate", "duplicate_id", "leak")
 """Usable rows that are rejected because of other rows: they never stop a build."""
@@ -70,22 +78,28 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
 def _run(stage: str, work: Path, options: Mapping[str, Any]) -> None:
     """Run a stage, stop if too many rows are unusable by now, and print a summary after the last one."""
     run = import_module(f"pipelines.stages.{stage}").run  # only now: its imports may be slow
-    done = run(**{name: options[name] for name in signature(run).parameters})
-    rejects = gather_rejects(work, STAGES[: STAGES.index(stage) + 1])
+    folders = (generations(work) if stage in PER_GENERATION else []) or [work]
+    for number, folder in enumerate(folders):
+        own = {**options, "work": folder, "before": folders[:number]}
+        done = run(**{name: own[name] for name in signature(run).parameters})
+    stages = STAGES[: STAGES.index(stage) + 1]
+    gather_rejects(work, stages)
     if "max_reject_rate" in options:
-        _check_reject_rate(rejects, options["max_reject_rate"], work)
+        for folder in generations(work):
+            _check_reject_rate(folder, stages, options["max_reject_rate"], work / REJECTS)
     if stage == "write":
         _print_summary(done["notes"])
 
 
-def _check_reject_rate(rejects: pl.DataFrame, max_rate: float, work: Path) -> None:
+def _check_reject_rate(work: Path, stages: Sequence[str], max_rate: float, named: Path) -> None:
     """Raise UserError with the most frequent reason if more than `max_rate` of the rows read are unusable.
 
-    Pictures missing in a source that may lack them do not count.
+    Pictures missing in a source that may lack them do not count, nor do rows that a source's tags leave out.
     """
-    ingested = require_stage("ingest", work)
+    ingested, rejects = require_stage("ingest", work), rejects_of(work, stages)
     lenient = [source["name"] for source in ingested["inputs"]["sources"] if source["may_lack_images"]]
-    expected = pl.col("source").is_in(lenient) & (pl.col("reason") == "image_missing")
+    lacking = pl.col("source").is_in(lenient) & (pl.col("reason") == "image_missing")
+    expected = lacking | (pl.col("reason") == "tag_filtered")
     counted = rejects.filter(~expected & ~pl.col("reason").is_in(SPLIT_REASONS))
     rows = sum(ingested["notes"]["read"].values()) - rejects.filter(expected).height
     if counted.height <= max_rate * rows:
@@ -93,7 +107,7 @@ def _check_reject_rate(rejects: pl.DataFrame, max_rate: float, work: Path) -> No
     reason, times = counted["reason"].value_counts(sort=True).row(0)
     raise UserError(
         f"{counted.height:,} of {rows:,} rows cannot be used, more than --max-reject-rate {max_rate:g}; "
-        f"most often {reason} ({times:,}); see {work / REJECTS}"
+        f"most often {reason} ({times:,}); see {named}"
     )
 
 
@@ -126,10 +140,11 @@ def run_stage(
 
     inputs: all that the content depends on, as JSON values. body: fills the folder, gives the notes.
     """
-    mark = fingerprint({"stage": name, "version": CODE_VERSION, **inputs})
+    mark = _mark(name, inputs)
     folder = work / name
     if (done := _read(folder)) and done["fingerprint"] == mark:
-        click.echo(f"{name}: unchanged, skipped")
+        place = f"{work.name}/" if work.name.startswith(GENERATION) else ""
+        click.echo(f"{place}{name}: unchanged, skipped")
         return done
     content = {"fingerprint": mark, "inputs": dict(inputs)}
 
@@ -143,12 +158,43 @@ def run_stage(
     return content
 
 
-def gather_rejects(work: Path, stages: Iterable[str]) -> pl.DataFrame:
-    """The rejects of all these stages, also written to `<work>/rejects.arrow`."""
+def generations(work: Path) -> list[Path]:
+    """The folders of work whose ingest is done, each continuing the one before."""
+    folders: list[Path] = []
+    before = None
+    while done := _read((folder := generation(work, len(folders))) / "ingest"):
+        inputs = done["inputs"]
+        if inputs.get("before") != before or _mark("ingest", inputs) != done["fingerprint"]:
+            break
+        folders.append(folder)
+        before = done["fingerprint"]
+    return folders
+
+
+def generation(work: Path, number: int) -> Path:
+    """WORK, WORK/gen-001, …"""
+    return work / f"{GENERATION}{number:03d}" if number else work
+
+
+def rejects_of(work: Path, stages: Sequence[str]) -> pl.DataFrame:
+    """The rejects of these stages in one generation."""
     files = [work / stage / REJECTS for stage in stages]
-    table = pa.concat_tables(read_table(file) for file in files if file.is_file())
-    write_file(work / REJECTS, lambda path: write_table(path, table))
-    return frame(table)
+    tables = [read_table(file) for file in files if file.is_file()]
+    return frame(_once(pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])))
+
+
+def gather_rejects(work: Path, stages: Sequence[str]) -> None:
+    """Write the rejects of these stages, all generations', to `<work>/rejects.arrow`."""
+    table = pl.concat(rejects_of(folder, stages) for folder in generations(work)).to_arrow()
+    write_file(work / REJECTS, lambda path: write_table(path, table.cast(REJECT_SCHEMA)))
+
+
+def _once(rejects: pa.Table) -> pa.Table:
+    """Without the rows that tokenize has rejected when images rejects them, too."""
+    names = list(zip(*(rejects[name].to_pylist() for name in ("source", "source_key", "stage")), strict=True))
+    before = {(source, key) for source, key, stage in names if stage == "tokenize"}
+    kept = [stage != "images" or (source, key) not in before for source, key, stage in names]
+    return rejects.filter(pa.array(kept, pa.bool_()))
 
 
 def require_stage(name: str, work: Path) -> dict[str, Any]:
@@ -156,6 +202,10 @@ def require_stage(name: str, work: Path) -> dict[str, Any]:
     if done := _read(work / name):
         return done
     raise UserError(f"{work / name}: stage {name} has not run; `pipelines {name}` or `pipelines build` does")
+
+
+def _mark(stage: str, inputs: Mapping[str, Any]) -> str:
+    return fingerprint({"stage": stage, "version": CODE_VERSION, **inputs})
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -1,35 +1,38 @@
 """The tables that stages pass on, and how they are read and written.
 
-`<work>/ingest/<source>.rows.arrow` holds rows without pictures; `<work>/ingest/<kind>.images.arrow` holds
-each picture once. A row's *position* is its number across all row files, sources in the order of
-`sources.yaml`; the tokenize stage keeps it, so rows and tokens need no join. Tables are read a batch at a
-time, so memory stays flat as files grow. `<work>/images/<kind>-<part>.arrow` holds prepared pictures, one per
-batch; `<kind>.index.arrow` says where each one is.
+`<work>/ingest/<source>.rows.arrow` holds rows with the hashes of their pictures, and
+`<work>/ingest/<kind>.images.arrow` each encoded picture once. A row's *position* is its number across all row
+files, sources in the order of `sources.yaml`; the tokenize stage keeps it, so rows and tokens need no join.
+Generations follow each other: positions count on through `<work>/gen-001`, …
+Tables are read a batch at a time, so memory stays flat. `<work>/images/<kind>-<part>.arrow` holds
+prepared pictures, one per batch; `<kind>.index.arrow` says where each one is.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from shards.duplicates import HASH_BYTES
+from shards.compare.duplicates import HASH_BYTES
+from shards.pictures import CODECS, DRAWN, UNDERSTOOD
+from shards.schema import CONTENT_SCHEMA
 
-_TURN = pa.struct({"user": pa.string(), "assistant": pa.string()})
 ROW_SCHEMA = pa.schema(
-    dict.fromkeys(("task", "source", "split", "source_key"), pa.string())
-    | {"history": pa.list_(_TURN)}
-    | dict.fromkeys(("prompt", "answer", "image_sha256", "sha256"), pa.string())
+    [
+        *((name, pa.string()) for name in ("task", "source", "split", "source_key")),
+        ("messages", CONTENT_SCHEMA.field("messages").type),
+        *((name, pa.string()) for name in ("prompt", "answer", "sha256")),
+    ]
 )
-"""Rows of ingest."""
+"""Rows of ingest. prompt, answer: the texts of the last user turn and of the last assistant turn."""
 
 IMAGE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("image", pa.large_binary())])
-"""Encoded pictures (ingest), and prepared ones, raw uint8 (images)."""
+"""Encoded pictures (ingest), and prepared ones, coded as `--pixels` says (images)."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -43,7 +46,7 @@ INDEX_SCHEMA = pa.schema(
 INDEX_ROWS = 16
 """Pictures in a batch of the index, which is a chunk of stage vq: a killed run loses at most these codes."""
 
-_SPAN = pa.struct({"start": pa.int32(), "end": pa.int32()})
+_SPAN = pa.struct(dict.fromkeys(("start", "end", "kind"), pa.int32()))
 TOKEN_SCHEMA = pa.schema(
     {"input_ids": pa.list_(pa.int32()), "supervised": pa.list_(_SPAN), "num_tokens": pa.int32()}
 )
@@ -55,8 +58,15 @@ REJECT_SCHEMA = pa.schema(dict.fromkeys(("source", "source_key", "stage", "reaso
 REJECTS = "rejects.arrow"
 """Rejected rows: one file in the folder of each stage, and `<work>/rejects.arrow`, which gathers them."""
 
-KINDS = {"vqa": "understanding", "t2i": "generation"}
-"""How a task's pictures are prepared."""
+KIND_OF = {"user": UNDERSTOOD, "assistant": DRAWN}
+"""How the pictures of a role are prepared."""
+
+
+def pictures_of(rows: pl.DataFrame, *names: str) -> pl.DataFrame:
+    """(names…, kind, image_sha256) of each picture of the rows, in order. names: columns to keep."""
+    pictures = rows.select(*names, "messages").explode("messages").unnest("messages").explode("pictures")
+    kind = pl.col("role").replace_strict(KIND_OF, default=None)
+    return pictures.drop_nulls("pictures").select(*names, kind=kind, image_sha256="pictures")
 
 
 @contextmanager
@@ -64,6 +74,45 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFi
     """An Arrow IPC file, open for writing batches."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         yield writer
+
+
+class TableBuffer:
+    """A table that is written a row at a time, in record batches of `rows`, or fewer where they are large."""
+
+    BYTES = 1 << 26
+    """Size after which a batch is full."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int) -> None:
+        """Nothing is opened before the context is entered."""
+        self._opened = table_writer(path, schema)
+        self._schema, self._rows = schema, rows
+        self._waiting: list[Sequence[Any]] = []
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        self._writer = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        if failure[0] is None:
+            self._flush()
+        self._opened.__exit__(*failure)
+
+    def add(self, row: Sequence[Any], size: int = 0) -> None:
+        """Add a row, in the order of the columns. size: its bytes, where rows are large."""
+        self._waiting.append(row)
+        self._size += size
+        if len(self._waiting) >= self._rows or self._size >= self.BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            columns = map(list, zip(*self._waiting, strict=True))
+            arrays = [
+                pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)
+            ]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._waiting, self._size = [], 0
 
 
 def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> None:
@@ -126,26 +175,33 @@ class RandomRows:
 class ImageRows:
     """Prepared pictures by their position in the index of their kind, in mapped files."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        """Read the index. A file is mapped when one of its pictures is first read."""
-        self.index = read_table(folder / f"{kind}.index.arrow")
+    def __init__(self, folder: Path, kind: str, codec: str, later: Sequence[Path] = ()) -> None:
+        """Read the index. A file is mapped when one of its pictures is first read.
+
+        later: the same folder of later generations.
+        """
+        folders, self._codec = [folder, *later], codec
+        indices = [read_table(folder / f"{kind}.index.arrow") for folder in folders]
+        self.index = pa.concat_tables(indices)
+        self._folder = np.repeat(np.arange(len(folders)), [len(index) for index in indices])
         self._part = self.index["part"].to_numpy()
         self._batch = self.index["batch"].to_numpy()
-        self._reader = lru_cache(maxsize=32)(lambda part: open_table(folder / part_name(kind, part)))
+        self._reader = lru_cache(maxsize=32)(lambda f, part: open_table(folders[f] / part_name(kind, part)))
 
     def __len__(self) -> int:
         return self.index.num_rows
 
-    def take(self, positions: Iterable[int]) -> pa.LargeBinaryArray:
-        """Raw pixels of at least one picture, in that order, gathered in one copy."""
-        pictures = [self._reader(int(self._part[i])).get_batch(int(self._batch[i])) for i in positions]
-        return pa.concat_arrays([picture.column("image") for picture in pictures])
+    def take(self, positions: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """(sha256 of the file, coded pixels) of pictures, in that order."""
+        for position in positions:
+            file = self._reader(int(self._folder[position]), int(self._part[position]))
+            batch = file.get_batch(int(self._batch[position]))
+            yield batch["image_sha256"][0].as_py(), batch["image"][0].as_buffer().to_pybytes()
 
-    def pixels(self, position: int) -> np.ndarray:
-        """One picture, a square, uint8 (H, W, 3)."""
-        flat = np.frombuffer(self.take([position])[0].as_buffer(), np.uint8)
-        side = math.isqrt(len(flat) // 3)
-        return flat.reshape(side, side, 3)
+    def pixels(self, position: int, size: int) -> np.ndarray:
+        """One picture, uint8 (size, size, 3)."""
+        ((_, data),) = self.take([position])
+        return CODECS[self._codec].decode(data, size)
 
 
 def part_name(name: str, number: int) -> str:

@@ -1,6 +1,7 @@
 """`shards`: inspect, preview and verify a folder of shards; seal one that was edited on purpose."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -56,12 +57,13 @@ def inspect(folder: Path, length: int) -> None:
 @main.command()
 @_FOLDER
 @click.argument("sample_id")
-@click.option("--image", "picture", type=FILE, help="Save the sample's image as PNG.")
+@click.option("--image", "picture", type=FILE, help="Save the pictures it reads as a PNG.")
 def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     """Print one sample of DIR.
 
-    Its texts, its image, and its tokens with the supervised ones in [[ ]].
+    Its conversation, and its tokens with the supervised ones in [[ ]].
     """
+    import numpy as np
     from PIL import Image
     from tokenizers import Tokenizer
 
@@ -70,29 +72,28 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
     from shards.read import ShardSet
 
     sample = ShardSet.open(folder).find(sample_id)
-    names = ("sample_id", "task", "source", "split", "source_key", "sha256", "image_sha256")
+    names = ("sample_id", "task", "source", "split", "source_key", "sha256")
     facts = [(name, str(getattr(sample, name))) for name in names]
-    for turn in sample.history:
-        facts += zip(("user", "assistant"), turn, strict=True)
-    image = "none"
-    if sample.image is not None:
-        height, width, _ = sample.image.shape
-        colour = sample.image.mean((0, 1)).round().astype(int).tolist()
-        image = f"{height}×{width}, mean colour {tuple(colour)}"
-    facts += [("prompt", sample.prompt), ("answer", sample.answer), ("image", image)]
-    codes = "none" if sample.image_tokens is None else f"{len(sample.image_tokens)} codes"
-    spans = ", ".join(f"{start}–{end}" for start, end in sample.supervised.tolist()) or "none"
-    facts += [("image_tokens", codes)]
+    images = iter(sample.images)
+    for message in sample.messages:
+        for name in message.pictures:
+            drawn = message.role != "user"
+            colour = "drawn" if drawn else next(images).mean((0, 1)).round().astype(int).tolist()
+            facts.append((message.role, f"[picture {name}, {colour if drawn else f'mean colour {colour}'}]"))
+        if message.text or not message.pictures:
+            facts.append((message.role, message.text))
+    spans = ", ".join(f"{start}–{end}" for start, end, _ in sample.supervised.tolist()) or "none"
+    facts += [("image_tokens", f"{len(sample.image_tokens)} codes" if len(sample.image_tokens) else "none")]
     facts += [("input_ids", f"{len(sample.input_ids)} tokens, supervised {spans}")]
     for name, text in facts:
         click.echo(f"{name:13}{_printable(text)}")
     pieces = marked_pieces(sample, Tokenizer.from_file(str(folder / TOKENIZER)))
     click.echo(_printable("".join(f"[[{text}]]" if supervised else text for text, supervised in pieces)))
     if picture:
-        if sample.image is None:
+        if not sample.images:
             raise UserError(f"{sample.sample_id}: has no image to save; leave --image out")
         try:
-            Image.fromarray(sample.image).save(picture, format="PNG")
+            Image.fromarray(np.concatenate(sample.images, 1)).save(picture, format="PNG")
         except OSError as error:
             raise UserError(f"{picture}: cannot save it ({error.strerror}); choose another file") from None
         click.echo(f"{'saved':13}{picture}")
@@ -128,14 +129,14 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int, dev
 @click.option("--leaks", is_flag=True, help="Also name train samples that another split nearly repeats.")
 def verify(folder: Path, workers: int, leaks: bool) -> None:
     """Hash every file and row of DIR again and name those that differ; exit 1 if any does."""
-    from shards.check import verify_folder
+    from shards.compare.check import verify_folder
 
     problems = verify_folder(folder, workers)
     if leaks and not problems:
-        from shards.duplicates import find_leaks
-        from shards.manifest import PICTURES
+        from shards.compare.duplicates import find_leaks
+        from shards.manifest import HASHES
 
-        if not (folder / PICTURES).is_file():
+        if not (folder / HASHES).is_file():
             click.echo(f"{folder}: holds no hashes of its pictures; only equal files are found")
         problems = [_printable(line) for line in find_leaks(folder)]
     for problem in problems:
@@ -146,6 +147,23 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 
 
 @main.command()
+@click.argument("one", type=FOLDER, metavar="A")
+@click.argument("other", type=FOLDER, metavar="B")
+def diff(one: Path, other: Path) -> None:
+    """Name the rows that B adds to A (+), lacks (-) or has otherwise (~); exit 1 if there are any."""
+    from shards.compare.check import differences
+    from shards.read import ShardSet
+
+    counts = Counter[str]()
+    for line in differences(ShardSet.open(one), ShardSet.open(other)):
+        click.echo(_printable(line))
+        counts[line[0]] += 1
+    click.echo(f"{counts['+']:,} rows added, {counts['-']:,} gone, {counts['~']:,} changed")
+    if counts:
+        raise SystemExit(1)
+
+
+@main.command()
 @_FOLDER
 def seal(folder: Path) -> None:
     """Accept DIR as found, after shards were edited on purpose.
@@ -153,7 +171,7 @@ def seal(folder: Path) -> None:
     Writes changed shards again with new row hashes, and a manifest that records date and differences. Token
     ids are not computed again: an edited text has no effect unless its ids were edited too.
     """
-    from shards.check import seal as seal_folder
+    from shards.compare.check import seal as seal_folder
 
     differences = seal_folder(folder)
     for difference in differences:

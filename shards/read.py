@@ -2,7 +2,7 @@
 
 `ShardSet.open` names what is missing, extra, truncated or of another schema before the first row is
 read. `TaskRows` checks each row's content hash whenever it is read, so damage inside a file of the right
-size is named by shard, row and sample. `check.py` finds all of it at once.
+size is named by shard, row and sample. `compare/check.py` finds all of it at once.
 """
 
 from bisect import bisect_right
@@ -15,13 +15,15 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from janus.common.errors import UserError
 from janus.common.options import nearest
-from shards.manifest import REBUILD, Manifest, ShardEntry, folder_problems, load_manifest
+from shards.manifest import REBUILD, Manifest, PictureEntry, ShardEntry, folder_problems, load_manifest
+from shards.pictures import DRAWN, FOLDER, UNDERSTOOD, PictureFile, Pictures, read_arrow
 from shards.rows import ArrowRows, RowBytes, schema_problem
 from shards.schema import CONTENT_SCHEMA, SCHEMA, RowBlock, Sample
-from shards.tar import TarRows, read_members
+from shards.tar import TarRows, read_members, read_tar_pictures
 
 CHUNK = 256
 """Rows that are read at a time where all of them are."""
@@ -32,11 +34,15 @@ Rows = ArrowRows | TarRows
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A folder of shards whose names, sizes, schema and footers are as its manifest says."""
+    """A folder of shards whose names, sizes, schema and footers are as its manifest says.
+
+    pictures: prepared ones by kind, UNDERSTOOD and DRAWN.
+    """
 
     folder: Path
     manifest: Manifest
     shards: Mapping[str, Rows]
+    pictures: Mapping[str, Pictures]
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -45,7 +51,16 @@ class ShardSet:
         manifest = load_manifest(folder)
         if problems := folder_problems(folder, manifest):
             raise UserError(f"{folder}: {'; '.join(problems)}; {REBUILD}")
-        return cls(folder, manifest, {entry.path: open_shard(folder, entry) for entry in manifest.shards})
+        files = {entry.path: open_pictures(folder, entry) for entry in manifest.pictures}
+        codec, size = manifest.preprocessing["pixels"], manifest.image_size
+        pictures = {
+            kind: Pictures(
+                [f for path, f in files.items() if path.startswith(f"{FOLDER}/{kind}-")], codec, size
+            )
+            for kind in (UNDERSTOOD, DRAWN)
+        }
+        shards = {entry.path: open_shard(folder, entry) for entry in manifest.shards}
+        return cls(folder, manifest, shards, pictures)
 
     def splits_tasks(self) -> list[tuple[str, str]]:
         """The (split, task) pairs that have rows, sorted."""
@@ -58,7 +73,7 @@ class ShardSet:
             found = ", ".join("/".join(pair) for pair in self.splits_tasks())
             raise UserError(f"{self.folder}: no {split}/{task} rows; there are {found}")
         shards = {self.folder / e.path: self.shards[e.path] for e in entries}
-        return TaskRows(shards, self.manifest.image_size)
+        return TaskRows(shards, self.pictures[UNDERSTOOD])
 
     def find(self, sample_id: str) -> Sample:
         """The sample with that id. Raises UserError with the nearest id if there is none."""
@@ -77,9 +92,9 @@ class ShardSet:
 class TaskRows:
     """Rows of one task and split, by index. Columns are read without touching any other."""
 
-    def __init__(self, shards: Mapping[Path, Rows], image_size: int) -> None:
-        """shards: of one format, in order, by the path that errors name."""
-        self._shards, self._image_size = shards, image_size
+    def __init__(self, shards: Mapping[Path, Rows], pictures: Pictures) -> None:
+        """shards: of one format, in order, by the path that errors name. pictures: that the rows read."""
+        self._shards, self._pictures = shards, pictures
         self._starts = [0, *accumulate(len(rows) for rows in shards.values())]
         parts: list[Any] = [part for rows in shards.values() for part in rows.parts]
         self._rows: Rows = type(next(iter(shards.values())))(parts)
@@ -89,17 +104,17 @@ class TaskRows:
 
     def read(self, index: int) -> Sample:
         """Sample `index`, its content hash checked. UserError naming shard, row and sample if damaged."""
-        return self._checked(np.array([index])).sample(0, self._image_size)
+        return self._checked(np.array([index])).sample(0, self._pictures)
 
     def block(self, indices: np.ndarray) -> RowBlock:
         """The rows of these indices (int64, at least one), checked and raising as `read`."""
-        return self._checked(indices).block()
+        return self._checked(indices).block(self._pictures)
 
     def unchecked(self) -> Iterator[Sample]:
-        """Every sample in order, its hash not checked, so that no image is read."""
+        """Every sample in order, its hash not checked, without its pictures."""
         for start in range(0, len(self), CHUNK):
             rows = self._rows.rows(np.arange(start, min(start + CHUNK, len(self))))
-            yield from (rows.sample(i, self._image_size) for i in range(len(rows.lengths_RF)))
+            yield from (rows.sample(i, None) for i in range(len(rows.lengths_RF)))
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of `CONTENT_SCHEMA`, its content unchecked. UserError naming a shard that is unsound."""
@@ -117,6 +132,27 @@ class TaskRows:
         spans = self.column("supervised").combine_chunks()
         lengths = np.subtract(spans.values.field("end"), spans.values.field("start"))
         return np.diff(np.append(0, np.cumsum(lengths))[spans.offsets]).astype(np.int32)
+
+    @cached_property
+    def image_tokens(self) -> np.ndarray:
+        """Tokens of the pictures that each row draws, int64; all of them are supervised."""
+        return np.diff(self.column("image_tokens").combine_chunks().offsets).astype(np.int64)
+
+    @cached_property
+    def understood(self) -> np.ndarray:
+        """Pictures that each row reads, int64."""
+        return self._shown_by("user")
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Pictures that each row draws, int64."""
+        return self._shown_by("assistant")
+
+    def _shown_by(self, role: str) -> np.ndarray:
+        messages = self.column("messages").combine_chunks()
+        pictures = np.diff(messages.values.field("pictures").offsets)
+        shown = pictures * pc.equal(messages.values.field("role"), role).to_numpy(zero_copy_only=False)
+        return np.diff(np.append(0, np.cumsum(shown, dtype=np.int64))[messages.offsets])
 
     def row_bytes(self) -> np.ndarray:
         """Bytes of content of each row, int64."""
@@ -174,6 +210,22 @@ def open_shard(folder: Path, entry: ShardEntry) -> Rows:
     if len(rows) != entry.rows:
         raise UserError(f"{path}: {len(rows)} rows, the manifest says {entry.rows}; build the shards again")
     return rows
+
+
+def open_pictures(folder: Path, entry: PictureEntry) -> PictureFile:
+    """A file of pictures, mapped. Raises UserError naming it if it is not what its entry says."""
+    file = read_pictures(folder / entry.path)
+    if (found := len(file.names)) != entry.pictures:
+        raise UserError(f"{file.path}: {found} pictures, the manifest says {entry.pictures}; {REBUILD}")
+    return file
+
+
+def read_pictures(path: Path) -> PictureFile:
+    """A file of pictures in either format, mapped. Raises UserError if it is not one."""
+    try:
+        return read_tar_pictures(path) if path.suffix == ".tar" else read_arrow(path)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UserError(f"{path}: not readable pictures ({error!r}); build the shards again") from None
 
 
 def read_batches(path: Path) -> list[pa.RecordBatch]:

@@ -7,7 +7,7 @@ end of the buffer: a damaged shard gives wrong bytes, which the hash tells, neve
 
 # Shapes: R rows of a block, N rows of all batches, F fields.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -17,90 +17,95 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from janus.prompts import Message
+from shards.pictures import Pictures
 from shards.schema import CONTENT_SCHEMA, FIELDS, TEXT_FIELDS, RowBlock, Sample
 
 _PLACE = {name: place for place, name in enumerate(FIELDS)}
-_SIDES = ("user", "assistant")
+_SPANS = ("span_starts", "span_ends", "span_kinds")
+PICTURE_LENGTH = 64
+"""Hexadecimal digits of a sha256."""
 
 
 @dataclass(frozen=True)
 class RowBytes:
-    """Rows as they lie in a shard. columns: per entry of FIELDS each row's bytes, empty for null.
-
-    lengths_RF: how many bytes, int64, −1 for null.
-    """
+    """Rows as they lie in a shard. columns: per entry of FIELDS each row's bytes. lengths_RF: how many."""
 
     columns: list[Sequence[Any]]
     lengths_RF: np.ndarray
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]]) -> Self:
-        """At least one row, each with the bytes of every field, None for null."""
-        lengths = [[-1 if field is None else len(field) for field in row] for row in rows]
-        columns = [[field or b"" for field in column] for column in zip(*rows, strict=True)]
-        return cls(list(columns), np.array(lengths, np.int64))
+        """At least one row, each with the bytes of every field."""
+        lengths = [[len(field) for field in row] for row in rows]
+        return cls(list(zip(*rows, strict=True)), np.array(lengths, np.int64))
 
     def hashes(self) -> list[int]:
-        """Each row's content hash: xxh3_64 of all lengths (int64, −1 for null), then of all bytes.
+        """Each row's content hash: xxh3_64 of all lengths (int64), then of all bytes.
 
         The lengths in front keep two rows apart whose bytes only agree when joined.
         """
         lengths = np.ascontiguousarray(self.lengths_RF).view(f"V{8 * len(FIELDS)}")[:, 0].tolist()
-        small = map(b"".join, zip(lengths, *self.columns[:-1], strict=True))
-        if not any(map(len, self.columns[-1])):
-            return list(map(xxhash.xxh3_64_intdigest, small))
-        return list(map(_hash, small, self.columns[-1]))
+        return list(map(xxhash.xxh3_64_intdigest, map(b"".join, zip(lengths, *self.columns, strict=True))))
 
-    def block(self) -> RowBlock:
+    def block(self, pictures: Pictures) -> RowBlock:
         """The fields that batches are made of. A damaged row may raise anything."""
+        understood = [self._understood(i) for i in np.flatnonzero(self.lengths("pictures")).tolist()]
+        images_R = np.zeros(len(self.lengths_RF), np.int64)
+        images_R[self.lengths("pictures") > 0] = [len(own) for own in understood]
+        starts_L, ends_L, kinds_L = (self._numbers(name, np.int32) for name in _SPANS)
         return RowBlock(
-            sample_ids=self._texts("sample_id"),
-            tasks=self._texts("task"),
-            splits=self._texts("split"),
-            lengths_R=self._lengths("input_ids") // 4,
+            sample_ids=self.texts("sample_id"),
+            tasks=self.texts("task"),
+            splits=self.texts("split"),
+            lengths_R=self.lengths("input_ids") // 4,
             ids_K=self._numbers("input_ids", np.int32),
-            spans_R=self._lengths("span_starts") // 4,
-            starts_L=self._numbers("span_starts", np.int32),
-            ends_L=self._numbers("span_ends", np.int32),
-            codes_R=self._lengths("image_tokens") // 2,
+            spans_R=self.lengths("span_starts") // 4,
+            starts_L=starts_L,
+            ends_L=ends_L,
+            kinds_L=kinds_L,
+            codes_R=self.lengths("image_tokens") // 2,
             codes=self._numbers("image_tokens", np.uint16),
-            images=[
-                np.frombuffer(image, np.uint8) if length >= 0 else None
-                for image, length in zip(self.columns[-1], self._lengths("image").tolist(), strict=True)
-            ],
+            images_R=images_R,
+            images=pictures.read([picture for own in understood for picture in own]),
         )
 
-    def sample(self, i: int, image_size: int) -> Sample:
-        """Row i with its texts. A damaged row may raise anything."""
+    def sample(self, i: int, pictures: Pictures | None) -> Sample:
+        """Row i, with its pictures if they are given. A damaged row may raise anything."""
         row = {name: self.columns[place][i] for name, place in _PLACE.items()}
-        nulls = {name for name, place in _PLACE.items() if self.lengths_RF[i, place] < 0}
-        turns = [_split(row[f"history_{side}_lengths"], row[f"history_{side}"]) for side in _SIDES]
-        starts, ends = (np.frombuffer(row[name], np.int32) for name in ("span_starts", "span_ends"))
-        image, codes = np.frombuffer(row["image"], np.uint8), np.frombuffer(row["image_tokens"], np.uint16)
+        spans = [np.frombuffer(row[name], np.int32) for name in _SPANS]
         return Sample(
-            **{name: None if name in nulls else str(row[name], "utf-8") for name in TEXT_FIELDS},  # type: ignore[arg-type]
-            history=tuple(zip(*turns, strict=True)),
+            **{name: str(row[name], "utf-8") for name in TEXT_FIELDS},
+            messages=tuple(self._messages(i)),
             input_ids=np.frombuffer(row["input_ids"], np.int32),
-            supervised=np.stack([starts, ends], 1),
-            image=None if "image" in nulls else image.reshape(image_size, image_size, 3),
-            image_tokens=None if "image_tokens" in nulls else codes,
+            supervised=np.stack(spans, 1),
+            image_tokens=np.frombuffer(row["image_tokens"], np.uint16),
+            images=pictures.read(self._understood(i)) if pictures else (),
         )
 
-    def _lengths(self, name: str) -> np.ndarray:
+    def _messages(self, i: int) -> Iterator[Message]:
+        row = {name: self.columns[place][i] for name, place in _PLACE.items()}
+        roles, texts = _split(row["role_lengths"], row["roles"]), _split(row["text_lengths"], row["texts"])
+        counts, at = np.frombuffer(row["picture_counts"], np.int32).tolist(), 0
+        digits = str(row["pictures"], "ascii")
+        for role, text, count in zip(roles, texts, counts, strict=True):
+            ends = range(at + PICTURE_LENGTH, at + PICTURE_LENGTH * (count + 1), PICTURE_LENGTH)
+            yield Message(role, text, tuple(digits[end - PICTURE_LENGTH : end] for end in ends))
+            at += PICTURE_LENGTH * count
+
+    def _understood(self, i: int) -> list[str]:
+        return [picture for m in self._messages(i) if m.role == "user" for picture in m.pictures]
+
+    def lengths(self, name: str) -> np.ndarray:
+        """Bytes of a field in each row, int64."""
         return self.lengths_RF[:, _PLACE[name]]
 
-    def _texts(self, name: str) -> list[str]:
+    def texts(self, name: str) -> list[str]:
+        """A text field of each row."""
         return [str(field, "utf-8") for field in self.columns[_PLACE[name]]]
 
     def _numbers(self, name: str, kind: type[np.generic]) -> np.ndarray:
         return np.frombuffer(b"".join(self.columns[_PLACE[name]]), kind)
-
-
-def _hash(small: bytes, image: Any) -> int:
-    """small: the lengths and all fields but the image, joined."""
-    digest = xxhash.xxh3_64(small)
-    digest.update(image)
-    return digest.intdigest()
 
 
 def _split(lengths: Any, data: Any) -> list[str]:
@@ -122,7 +127,7 @@ class ArrowRows:
     def rows(self, indices_R: np.ndarray) -> RowBytes:
         data, starts_NF, lengths_NF = self._layout
         starts_RF, lengths_RF = starts_NF[indices_R], lengths_NF[indices_R].astype(np.int64)
-        ends_RF = starts_RF + np.maximum(lengths_RF, 0)
+        ends_RF = starts_RF + lengths_RF
         parts = (np.searchsorted(self._firsts, indices_R, "right") - 1).tolist()
         columns: list[Sequence[Any]] = [[b""] * len(parts)] * len(FIELDS)
         # A slice costs about 130 ns, whatever its size: only fields that hold bytes are sliced.
@@ -143,9 +148,9 @@ class ArrowRows:
 
     def row_bytes(self) -> np.ndarray:
         """Bytes of each row, int64, without the fields that only count what others hold."""
-        derived = ("history_user_lengths", "history_assistant_lengths", "num_tokens")
+        derived = ("role_lengths", "text_lengths", "picture_counts", "num_tokens")
         content = [place for name, place in _PLACE.items() if name not in derived]
-        return np.maximum(self._layout[2][:, content], 0).sum(1, dtype=np.int64)
+        return self._layout[2][:, content].sum(1, dtype=np.int64)
 
     @cached_property
     def _stored_N(self) -> np.ndarray:
@@ -183,36 +188,36 @@ def schema_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
 
 
 def _layout(batch: pa.RecordBatch) -> tuple[list[memoryview], np.ndarray, np.ndarray]:
-    """Per field the bytes that hold its rows; starts, int64 (R, F); lengths, int32 (R, F), −1 for null."""
-    columns = {name: _texts(batch[name]) for name in (*TEXT_FIELDS, "image")}
-    turns, sides = _list(batch["history"])
-    for side in _SIDES:
-        offsets, data = _texts(sides.field(side))
-        lengths = np.diff(offsets).astype(np.int32).tobytes()
-        columns[f"history_{side}_lengths"] = 4 * turns, memoryview(lengths)
-        columns[f"history_{side}"] = np.take(offsets, turns, mode="clip"), data
+    """Per field the bytes that hold its rows; starts, int64 (R, F); lengths, int32 (R, F)."""
+    columns = {name: _texts(batch[name]) for name in TEXT_FIELDS}
+    rows, messages = _list(batch["messages"])
+    for name in ("role", "text"):
+        offsets, data = _texts(messages.field(name))
+        columns[f"{name}_lengths"] = 4 * rows, memoryview(np.diff(offsets).astype(np.int32).tobytes())
+        columns[f"{name}s"] = np.take(offsets, rows, mode="clip"), data
+    firsts, names = _list(messages.field("pictures"))
+    columns["picture_counts"] = 4 * rows, memoryview(np.diff(firsts).astype(np.int32).tobytes())
+    offsets, data = _texts(names)
+    columns["pictures"] = np.take(offsets, np.take(firsts, rows, mode="clip"), mode="clip"), data
     for name, width in (("input_ids", 4), ("image_tokens", 2)):
         offsets, values = _list(batch[name])
         columns[name] = width * offsets, _fixed(values)
     offsets, spans = _list(batch["supervised"])
-    for side in ("start", "end"):
-        columns[f"span_{side}s"] = 4 * offsets, _fixed(spans.field(side))
+    for name in ("start", "end", "kind"):
+        columns[f"span_{name}s"] = 4 * offsets, _fixed(spans.field(name))
     columns["num_tokens"] = 4 * np.arange(len(batch) + 1), _fixed(batch["num_tokens"])
     offsets_FN = [columns[name][0] for name in FIELDS]
     starts_RF = np.stack([offsets[:-1] for offsets in offsets_FN], 1)
     lengths_RF = np.stack([np.diff(offsets) for offsets in offsets_FN], 1).astype(np.int32)
-    for name in ("image_sha256", "image_tokens", "image"):
-        lengths_RF[batch[name].is_null().to_numpy(zero_copy_only=False), _PLACE[name]] = -1
     return [columns[name][1] for name in FIELDS], starts_RF, lengths_RF
 
 
 def _texts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
-    """Offsets, int64 (rows + 1,), and bytes of a string or binary column."""
+    """Offsets, int64 (rows + 1,), and bytes of a string column."""
     _, offsets, data = column.buffers()
     if offsets is None:  # Arrow leaves the buffer out of a column without values
         return np.zeros(len(column) + 1, np.int64), _bytes(data)
-    width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    return np.frombuffer(offsets, width)[column.offset :][: len(column) + 1].astype(np.int64), _bytes(data)
+    return np.frombuffer(offsets, np.int32)[column.offset :][: len(column) + 1].astype(np.int64), _bytes(data)
 
 
 def _list(column: pa.ListArray) -> tuple[np.ndarray, pa.Array]:

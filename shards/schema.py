@@ -9,53 +9,68 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+from janus.prompts import Message
+
+SCHEMA_VERSION = 2
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-_TURN = pa.struct([_required("user", pa.string()), _required("assistant", pa.string())])
-_SPAN = pa.struct([_required("start", pa.int32()), _required("end", pa.int32())])
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(_required("item", kind))
+
+
+MESSAGE = pa.struct(
+    [
+        _required("role", pa.string()),  # system, user or assistant; those of one role in a row are one turn
+        _required("text", pa.string()),
+        _required("pictures", _list(pa.string())),  # sha256 of their files; they stand before the text
+    ]
+)
+SPAN = pa.struct([_required(name, pa.int32()) for name in ("start", "end", "kind")])  # kind: 0 text, 1 image
 
 CONTENT_SCHEMA = pa.schema(
     [
-        *(_required(name, pa.string()) for name in ("sample_id", "task", "source", "split", "source_key")),
-        _required("sha256", pa.string()),  # of the raw row: texts and image bytes
-        pa.field("image_sha256", pa.string()),  # of the raw image file
-        _required("history", pa.list_(_required("item", _TURN))),
-        _required("prompt", pa.string()),
-        _required("answer", pa.string()),
-        _required("input_ids", pa.list_(_required("item", pa.int32()))),
-        _required("supervised", pa.list_(_required("item", _SPAN))),
+        _required("sample_id", pa.string()),  # source/source_key, unique
+        _required("task", pa.string()),
+        _required("source", pa.string()),
+        _required("split", pa.string()),
+        _required("source_key", pa.string()),
+        _required("sha256", pa.string()),  # of the raw row: messages with the hashes of their pictures
+        _required("messages", _list(MESSAGE)),
+        _required("prompt", pa.string()),  # text of the last user turn
+        _required("answer", pa.string()),  # text of the last assistant turn
+        _required("input_ids", _list(pa.int32())),
+        _required("supervised", _list(SPAN)),
         _required("num_tokens", pa.int32()),
-        pa.field("image", pa.large_binary()),  # raw uint8 size×size×3: decoding costs more than reading
-        pa.field("image_tokens", pa.list_(_required("item", pa.uint16()))),
+        _required("image_tokens", _list(pa.uint16())),  # of all drawn pictures, one after the other
     ]
 )
-"""What a row says, sample_id being source/source_key and unique; `SCHEMA` adds the hash of it."""
+"""What a row says; `SCHEMA` adds the hash of it. Pixels are in the folder's pictures, each picture once."""
 
 SCHEMA = CONTENT_SCHEMA.append(_required("xxh3", pa.uint64())).with_metadata(
     {"schema_version": str(SCHEMA_VERSION)}
 )
 
-TEXT_FIELDS = tuple(field.name for field in CONTENT_SCHEMA if field.type == pa.string())
+TEXT_FIELDS = ("sample_id", "task", "source", "split", "source_key", "sha256", "prompt", "answer")
 FIELDS = (
     *TEXT_FIELDS,
-    *("history_user_lengths", "history_user", "history_assistant_lengths", "history_assistant"),
-    *("input_ids", "span_starts", "span_ends", "num_tokens", "image_tokens", "image"),
+    *("role_lengths", "roles", "text_lengths", "texts", "picture_counts", "pictures"),
+    *("input_ids", "span_starts", "span_ends", "span_kinds", "num_tokens", "image_tokens"),
 )
 """A row as bytes, in the order in which they are hashed. Numbers are little-endian int32 (image_tokens:
-uint16); lengths are bytes of UTF-8 per turn. The image comes last, so that it is hashed without a copy."""
+uint16); lengths are bytes of UTF-8 per message; a picture is 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One training sample; arrays are read-only views into the shard.
 
-    history: earlier (user, assistant) turns. input_ids: int32 (num_tokens,). supervised: int32 (n, 2),
-    half-open spans of target positions. image: uint8 (size, size, 3). image_tokens: uint16 (576,).
+    input_ids: int32 (num_tokens,). supervised: int32 (n, 3): start, end (exclusive) and kind (TEXT or IMAGE)
+    of the spans of target positions. image_tokens: uint16, of all drawn pictures. images: uint8 (size, size,
+    3), the understood pictures in order.
     """
 
     sample_id: str
@@ -64,23 +79,32 @@ class Sample:
     split: str
     source_key: str
     sha256: str
-    image_sha256: str | None
-    history: tuple[tuple[str, str], ...]
+    messages: tuple[Message, ...]
     prompt: str
     answer: str
     input_ids: np.ndarray
     supervised: np.ndarray
-    image: np.ndarray | None
-    image_tokens: np.ndarray | None
+    image_tokens: np.ndarray
+    images: Sequence[np.ndarray] = ()
+
+    @property
+    def understood(self) -> list[str]:
+        """sha256 of each picture that the model reads."""
+        return [picture for m in self.messages if m.role == "user" for picture in m.pictures]
+
+    @property
+    def drawn(self) -> list[str]:
+        """sha256 of each picture that the model draws."""
+        return [picture for m in self.messages if m.role == "assistant" for picture in m.pictures]
 
 
 @dataclass(frozen=True)
 class RowBlock:
     """What micro-batches are made of: R rows, their numbers joined.
 
-    lengths_R, spans_R, codes_R: tokens, spans and image tokens of each row, int64; codes_R is −1 where there
-    are none. ids_K: int32. starts_L, ends_L: half-open spans of target positions within their row, int32.
-    codes: all image tokens, uint16. images: pixels, uint8, None where a row has none.
+    lengths_R, spans_R, codes_R, images_R: tokens, spans, image tokens and understood pictures of each row,
+    int64. ids_K: int32. starts_L, ends_L, kinds_L: spans of target positions within their row, int32. codes:
+    all image tokens, uint16. images: all understood pictures, uint8 (size, size, 3).
     """
 
     sample_ids: list[str]
@@ -91,15 +115,16 @@ class RowBlock:
     spans_R: np.ndarray
     starts_L: np.ndarray
     ends_L: np.ndarray
+    kinds_L: np.ndarray
     codes_R: np.ndarray
     codes: np.ndarray
-    images: Sequence[np.ndarray | None]
+    images_R: np.ndarray
+    images: Sequence[np.ndarray]
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Self:
         """The samples, at least one, as a block."""
-        starts_L, ends_L = np.concatenate([sample.supervised for sample in samples]).T
-        codes = [sample.image_tokens for sample in samples]
+        starts_L, ends_L, kinds_L = np.concatenate([sample.supervised for sample in samples]).T
         return cls(
             sample_ids=[sample.sample_id for sample in samples],
             tasks=[sample.task for sample in samples],
@@ -109,9 +134,11 @@ class RowBlock:
             spans_R=np.array([len(sample.supervised) for sample in samples]),
             starts_L=starts_L,
             ends_L=ends_L,
-            codes_R=np.array([-1 if own is None else own.size for own in codes]),
-            codes=np.concatenate([np.empty(0, np.uint16), *(own for own in codes if own is not None)]),
-            images=[sample.image for sample in samples],
+            kinds_L=kinds_L,
+            codes_R=np.array([sample.image_tokens.size for sample in samples]),
+            codes=np.concatenate([sample.image_tokens for sample in samples]),
+            images_R=np.array([len(sample.images) for sample in samples]),
+            images=[image for sample in samples for image in sample.images],
         )
 
     def __len__(self) -> int:

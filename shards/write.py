@@ -18,14 +18,20 @@ import pyarrow.compute as pc
 
 from janus.common.errors import UserError
 from janus.common.files import replace_folder
-from shards.manifest import MANIFEST, SUFFIXES, ShardEntry
+from janus.prompts import IMAGE, TEXT
+from shards.manifest import MANIFEST, SUFFIXES, PictureEntry, ShardEntry
+from shards.pictures import CODECS, FOLDER, PICTURE_SCHEMA, picture_batches
 from shards.rows import row_hashes
 from shards.schema import CONTENT_SCHEMA, SCHEMA
 from shards.tar import TarSink
 
 SHARD_BYTES = 256 << 20
-BATCH_ROWS = {"text": 1024, "vqa": 64, "t2i": 64}  # of a record batch; 64 images are 28 MB
-BLOCK = 1 << 20  # smaller writes are gathered to this many bytes; larger ones pass without a copy
+BATCH_ROWS = 1024
+"""Rows of a record batch."""
+BATCH_PICTURES = 64
+"""Pictures of a record batch; raw they are 28 MB."""
+BLOCK = 1 << 20
+"""Smaller writes are gathered to this many bytes; larger ones pass without a copy."""
 
 
 def write_shards(
@@ -34,26 +40,67 @@ def write_shards(
     *,
     split: str,
     task: str,
-    image_size: int,
     format: str = "arrow",
     shard_bytes: int = SHARD_BYTES,
+    first: int = 0,
 ) -> list[ShardEntry]:
     """Write the rows of one split and task, in the order given; returns an entry per file.
 
     batches: columns that cast to CONTENT_SCHEMA, any number of rows each. A new file begins where the
-    next BATCH_ROWS rows would pass shard_bytes. Raises ValueError naming a row that contradicts itself.
+    next BATCH_ROWS rows would pass shard_bytes; first: the first one's number. Raises ValueError naming a row
+    that contradicts itself.
     """
-    entries: list[ShardEntry] = []
-    shard: _ShardFile | None = None
-    regular = _regular(batches, BATCH_ROWS[task])
-    for batch in _ahead(_hashed(batch, split, task, image_size) for batch in regular):
-        if shard is not None and shard.bytes + _content_bytes(batch) > shard_bytes:
-            entries.append(shard.close())
-            shard = None
-        if shard is None:
-            shard = _ShardFile(out, split, task, len(entries), format)
-        shard.write(batch)
-    return [*entries, shard.close()] if shard is not None else entries
+    checked = _ahead(_checked(_regular(batches, BATCH_ROWS), split, task))
+    entries = []
+    for file, counts in _files(checked, out, f"{split}/{task}", SCHEMA, format, shard_bytes, first):
+        rows, tokens, supervised = counts
+        entries.append(
+            ShardEntry(split=split, task=task, rows=rows, tokens=tokens, supervised_tokens=supervised, **file)
+        )
+    return entries
+
+
+def write_pictures(
+    pictures: Iterable[tuple[str, bytes]],
+    out: Path,
+    kind: str,
+    codec: str,
+    format: str = "arrow",
+    shard_bytes: int = SHARD_BYTES,
+    first: int = 0,
+) -> list[PictureEntry]:
+    """Write pictures that are coded already, in the order given; returns an entry per file.
+
+    pictures: (sha256 of the raw file, coded pixels), each once. kind: UNDERSTOOD or DRAWN. first: number of
+    the first file.
+    """
+    batches, name = picture_batches(pictures, BATCH_PICTURES), f"{FOLDER}/{kind}"
+    written = _files(batches, out, name, PICTURE_SCHEMA, format, shard_bytes, first, CODECS[codec].suffix)
+    return [PictureEntry(pictures=counts[0], **file) for file, counts in written]
+
+
+def _files(
+    batches: Iterable[pa.RecordBatch],
+    out: Path,
+    name: str,
+    schema: pa.Schema,
+    format: str,
+    limit: int,
+    number: int,
+    suffix: str = "",
+) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
+    """Write files of up to `limit` bytes; gives path, bytes and sha256 of each, and its counts."""
+    file: _File | None = None
+    for batch in batches:
+        if file is not None and file.bytes + _content_bytes(batch) > limit:
+            yield file.close()
+            file = None
+        if file is None:
+            file = _File(out, f"{name}-{number:05d}{SUFFIXES[format]}", schema, suffix)
+            number += 1
+        file.write(batch)
+    if file is not None:
+        yield file.close()
 
 
 def publish(tmp: Path, out: Path) -> None:
@@ -92,32 +139,35 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
-class _ShardFile:
-    """One shard while it is written, and what its entry will say."""
+class _File:
+    """One file while it is written, and what its entry will say."""
 
-    def __init__(self, out: Path, split: str, task: str, number: int, format: str) -> None:
-        self._name, self._place = f"{split}/{task}-{number:05d}{SUFFIXES[format]}", (split, task)
-        self._path = out / self._name
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._hashed = _HashedFile(self._path)
-        file = self._file = io.BufferedWriter(self._hashed, BLOCK)
-        # Arrow's default is uncompressed, so that buffers can be memory-mapped.
-        self._sink = pa.ipc.new_file(file, SCHEMA) if format == "arrow" else TarSink(file, self._path)
-        self._rows = self._tokens = self._supervised = self.bytes = 0
+    def __init__(self, out: Path, path: str, schema: pa.Schema, suffix: str) -> None:
+        self._out, self._path = out, path
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        self._hashed = _HashedFile(out / path)
+        self._file = io.BufferedWriter(self._hashed, BLOCK)
+        if path.endswith(".arrow"):  # uncompressed, so that its buffers can be memory-mapped
+            options = pa.ipc.IpcWriteOptions(compression=None)
+            self._sink: Any = pa.ipc.new_file(self._file, schema, options=options)
+        else:
+            self._sink = TarSink(self._file, out / path, suffix)
+        self._counts, self.bytes = np.zeros(3, np.int64), 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._sink.write(batch)
-        self._rows += batch.num_rows
-        self._tokens += len(batch["input_ids"].values)
-        spans = batch["supervised"].values
-        self._supervised += int(np.subtract(spans.field("end"), spans.field("start")).sum(dtype=np.int64))
+        self._counts[0] += batch.num_rows
+        if "num_tokens" in batch.schema.names:
+            starts, ends, _ = batch["supervised"].flatten().flatten()
+            supervised = (pc.sum(ends).as_py() or 0) - (pc.sum(starts).as_py() or 0)
+            self._counts[1:] += pc.sum(batch["num_tokens"]).as_py(), supervised
         self.bytes += _content_bytes(batch)
 
-    def close(self) -> ShardEntry:
+    def close(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         self._sink.close()
         self._file.close()
-        counts = self._rows, self._tokens, self._supervised, self._path.stat().st_size
-        return ShardEntry(self._name, *self._place, *counts, sha256=self._hashed.digest.hexdigest())
+        size, sha256 = (self._out / self._path).stat().st_size, self._hashed.digest.hexdigest()
+        return {"path": self._path, "bytes": size, "sha256": sha256}, tuple(self._counts.tolist())
 
 
 def _content_bytes(batch: pa.RecordBatch) -> int:
@@ -133,10 +183,12 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def _hashed(batch: pa.RecordBatch, split: str, task: str, image_size: int) -> pa.RecordBatch:
+def _checked(batches: Iterator[pa.RecordBatch], split: str, task: str) -> Iterator[pa.RecordBatch]:
     """Checked rows of CONTENT_SCHEMA with their hashes: rows of SCHEMA."""
-    _check_rows(batch, split, task, image_size)
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(row_hashes(batch))], schema=SCHEMA)
+    for batch in batches:
+        _check_rows(batch, split, task)
+        hashes = pa.array(row_hashes(batch), pa.uint64())
+        yield pa.RecordBatch.from_arrays([*batch.columns, hashes], schema=SCHEMA)
 
 
 def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -158,33 +210,31 @@ def _regular(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Record
 
 def _fresh(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
     table = pa.Table.from_batches([piece.cast(CONTENT_SCHEMA) for piece in pieces]).combine_chunks()
-    (batch,) = table.to_batches()
-    return pa.RecordBatch.from_arrays([_own(column) for column in batch.columns], schema=CONTENT_SCHEMA)
+    batch = table.to_batches()[0]
+    everything = pa.array(np.arange(len(batch)))  # a copy without anything of its neighbours
+    columns = [column.take(everything) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=CONTENT_SCHEMA)
 
 
-def _own(column: pa.Array) -> pa.Array:
-    """The column copied without anything of its neighbours; pictures, most of the bytes, are not copied."""
-    if pa.types.is_large_binary(column.type) and not column.null_count:
-        buffers = [None, *column.buffers()[1:]]  # of these only the slice is written
-        return pa.Array.from_buffers(column.type, len(column), buffers, null_count=0, offset=column.offset)
-    return column.take(pa.array(np.arange(len(column))))
-
-
-def _check_rows(batch: pa.RecordBatch, split: str, task: str, image_size: int) -> None:
+def _check_rows(batch: pa.RecordBatch, split: str, task: str) -> None:
     """Raise ValueError naming the first row that is in the wrong place or contradicts itself."""
     batch.validate(full=True)
     tokens, spans, rows = batch["num_tokens"], batch["supervised"], pa.array(range(len(batch)))
-    (starts, ends), span_rows = spans.flatten().flatten(), pc.list_parent_indices(spans)
+    (starts, ends, kinds), span_rows = spans.flatten().flatten(), pc.list_parent_indices(spans)
     empty, above = pc.less_equal(ends, starts), pc.greater(ends, tokens.take(span_rows))
     outside = pc.or_(pc.less(starts, 0), pc.or_(empty, above))
+    unknown = pc.invert(pc.is_in(kinds, pa.array([TEXT, IMAGE], pa.int32())))
     lengths = pc.list_value_length(batch["input_ids"])
-    other_size = pc.not_equal(pc.binary_length(batch["image"]), 3 * image_size**2)
+    pictures = batch["messages"].flatten().field("pictures")
+    picture_rows = pc.list_parent_indices(batch["messages"]).take(pc.list_parent_indices(pictures))
+    unnamed = pc.invert(pc.match_substring_regex(pictures.flatten(), "^[0-9a-f]{64}$")).fill_null(True)
     faults = {
         f"is not of task {task}": rows.filter(pc.not_equal(batch["task"], task)),
         f"is not of split {split}": rows.filter(pc.not_equal(batch["split"], split)),
         "num_tokens is not the length of input_ids": rows.filter(pc.not_equal(tokens, lengths)),
-        f"image is not {image_size}×{image_size}×3 bytes": rows.filter(other_size),
         "a supervised span is empty or outside input_ids": span_rows.filter(outside),
+        "the kind of a supervised span is neither text nor image": span_rows.filter(unknown),
+        "the name of a picture is no sha256": picture_rows.filter(unnamed),
     }
     for message, found in faults.items():
         if len(found):

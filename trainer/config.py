@@ -23,11 +23,14 @@ CONFIG = "config.yaml"  # a run's options
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class TaskCounts(click.ParamType):
-    """`5:1:4` (vqa:text:t2i), `vqa=100,t2i=80` or a YAML mapping, as a dict."""
+class PerTask(click.ParamType):
+    """A number for each task, as a dict: `vqa=100,t2i=80`, a YAML mapping, or `5:1:4` for vqa:text:t2i."""
 
     name = "V:T:I"
     takes_lists = True
+
+    def __init__(self, number: click.ParamType) -> None:
+        self._number = number
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = value if isinstance(value, str) else ""
@@ -35,16 +38,16 @@ class TaskCounts(click.ParamType):
             pairs = list(value.items())
         elif "=" in text:
             pairs = [part.partition("=")[::2] for part in text.split(",") if part.strip()]
-        elif text.count(":") == len(TASK_ORDER) - 1:
-            pairs = list(zip(TASK_ORDER, text.split(":"), strict=True))
+        elif text.count(":") == 2:
+            pairs = list(zip(TASK_ORDER, text.split(":"), strict=False))
         else:
             self.fail(f"expected 5:1:4 (vqa:text:t2i) or vqa=5,text=1,t2i=4, got {value!r}", param, ctx)
-        counts: dict[str, int] = {}
-        for name, count in pairs:
-            if (task := str(name).strip()) not in TASK_ORDER or task in counts:
+        numbers: dict[str, Any] = {}
+        for name, number in pairs:
+            if (task := str(name).strip()) not in TASK_ORDER or task in numbers:
                 self.fail(f"expected {', '.join(TASK_ORDER)}, each at most once, got {task!r}", param, ctx)
-            counts[task] = _COUNT(str(count).strip())
-        return counts
+            numbers[task] = self._number(str(number).strip())
+        return numbers
 
 
 _COUNT = click.IntRange(min=0)
@@ -78,20 +81,31 @@ class TrainConfig:
     sources: tuple[str, ...] = _data((), "Use only samples of these sources.", Names(), shown="all")
     ratio: Mapping[str, int] = _data(
         STAGES[3].ratio,
-        "Samples of vqa:text:t2i in every mixed step, in this order, exactly; 0 leaves a task out.",
-        TaskCounts(),
+        "Samples of vqa:text:t2i (or vqa=5,text=1,t2i=4,edit=2) in every mixed step, exactly; 0 leaves a "
+        "task out.",
+        PerTask(_COUNT),
         shown="the stage's: 1:0:3, 2:3:5, 5:1:4",
     )
     samples: Mapping[str, int] = _data(
         {},
         "Use only this many samples per task (vqa=100,text=20,t2i=80), chosen by the hash of their id. A "
         "mixed run then trains the named tasks, in the ratio of these numbers.",
-        TaskCounts(),
+        PerTask(_COUNT),
         shown="all",
         metavar="TASK=N,…",
     )
     max_length: int = _data(1024, "Tokens of a sample, at most: longer ones are refused, never cut.", _SIZE)
-    null_prompt_prob: float = _data(0.1, "Share of t2i prompts nulled, for classifier-free guidance.", _DECAY)
+    null_prompt_prob: float = _data(
+        0.1, "Share of prompts to draw from that are nulled, for classifier-free guidance.", _DECAY
+    )
+    loss_weight: Mapping[str, float] = _data(
+        {},
+        "Weight of a task's targets in the step's mean loss (vqa=4,t2i=1).",
+        PerTask(_ABOVE_ZERO),
+        shown="1 each: every target counts the same",
+        metavar="TASK=X,…",
+    )
+
     steps: int = _step(100, "Optimizer steps.", _SIZE)
     batch_size: int = _step(
         10, "Samples per step, all tasks; a multiple of the ratio's sum.", _SIZE, shown="smallest from 8 on"
@@ -138,7 +152,7 @@ class TrainConfig:
     def asdict(self) -> dict[str, Any]:
         """Plain values for config.yaml; `resolve` takes them back."""
         plain = asdict(self)
-        for name in ("ratio", "samples"):
+        for name in ("ratio", "samples", "loss_weight"):
             plain[name] = {task: plain[name][task] for task in TASK_ORDER if task in plain[name]}
         return {**plain, "sources": list(self.sources)}
 
@@ -163,7 +177,9 @@ class EvalConfig:
     pubmedqa_test: Path | None = option(
         None, "PubMedQA's test_ground_truth.json: answer yes, no or maybe, whichever is likeliest.", FILE
     )
-    pictures: int = option(4, "Held-out captions to draw, shown with their original pictures.", _COUNT)
+    pictures: int = option(
+        4, "Held-out captions, and edits, to draw; shown with their original pictures.", _COUNT
+    )
     max_tokens: int = option(32, "Longest vqa answer in tokens.", _SIZE)
     batch: int = option(8, "Samples at a time.", _SIZE)
     seed: int = option(0, "Seed of the drawn pictures.", _COUNT)
@@ -218,9 +234,7 @@ def counts_per_step(ratio: Mapping[str, int], batch_size: int) -> dict[str, int]
     """Samples of each task in every step. UserError with sizes that hold the ratio if this one does not."""
     total = sum(ratio.values())
     if batch_size % total:
-        below, written = batch_size // total * total, ":".join(str(ratio.get(task, 0)) for task in TASK_ORDER)
+        below, written = batch_size // total * total, ",".join(f"{task}={n}" for task, n in ratio.items())
         use = " or ".join(str(size) for size in (below, below + total) if size)
-        raise UserError(
-            f"batch_size: {batch_size} samples cannot be {written} (vqa:text:t2i) exactly; use {use}"
-        )
+        raise UserError(f"batch_size: {batch_size} samples cannot be {written} exactly; use {use}")
     return {task: part * batch_size // total for task, part in ratio.items()}

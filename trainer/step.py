@@ -8,7 +8,7 @@ gradients (clipping, AdamW) or they are discarded: one launch more a step, while
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,14 +22,15 @@ from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
 from janus.model.kernels import body
 from janus.model.loss import TaskLoss, TokenScores
+from janus.prompts import TASKS, Signature
 from trainer.config import TrainConfig
 from trainer.evaluate.scores import Score, score_batch
 from trainer.optimizer import AdamW, zeros_like
 from trainer.stream.feed import StepData
 from trainer.stream.shapes import Batch
 
-NUMBERS = ("text", "vqa", "t2i", "grad_norm")
-"""The tensor that the host reads: the tasks' summed losses and the gradient norm."""
+NUMBERS = {name: place for place, name in enumerate((*TASKS, "grad_norm"))}
+"""Places of the tasks' summed losses and the gradient norm in the tensor that the host reads."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,15 @@ class StepNumbers:
 class _Accumulate(nn.Cell):
     """Forward and backward of one task's micro-batch, added to the buffers."""
 
-    def __init__(self, loss: TaskLoss, trained: Mapping[str, Parameter], numbers: Parameter) -> None:
+    def __init__(
+        self, task: str, loss: TaskLoss, trained: Mapping[str, Parameter], numbers: Parameter
+    ) -> None:
+        """trained: gradient buffers by the names of their weights."""
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss, self.numbers = loss, numbers
         self.buffers = ParameterTuple([trained[p.name] for p in weights])
-        self.place = Tensor(np.array([name == loss.task for name in NUMBERS], np.float32))
+        self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[task]])
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)
 
     def _scaled(self, scale: Tensor, *arrays: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +90,7 @@ class _Measure(nn.Cell):
 class TrainStep:
     """A network being trained: its graphs, gradient buffers and optimizer."""
 
-    def __init__(self, model: Janus, tasks: Iterable[str], config: TrainConfig) -> None:
+    def __init__(self, model: Janus, tasks: Mapping[str, Signature], config: TrainConfig) -> None:
         """Set the device. Graphs are kept for the next start on CPU alone."""
         device.use(config.device, config.dtype)
         self._config, self._sizes = config, model.config
@@ -95,7 +99,7 @@ class TrainStep:
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()
-        losses = {task: TaskLoss(model, task, config.dtype) for task in tasks}
+        losses = {task: TaskLoss(model, signature, config.dtype) for task, signature in tasks.items()}
         used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
         weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
         trained = list(zip(weights, zeros_like(weights, "gradient"), strict=True))
@@ -106,7 +110,7 @@ class TrainStep:
         self._measure = graph(_Measure(list(self.trained.values()), numbers), "measure")
         self._evaluate = {t: graph(TokenScores(loss), f"evaluate {t}") for t, loss in losses.items()}
         self._accumulate = {
-            t: graph(_Accumulate(loss, self.trained, numbers), f"accumulate {t}")
+            t: graph(_Accumulate(t, loss, self.trained, numbers), f"accumulate {t}")
             for t, loss in losses.items()
         }
         self._begin()
@@ -115,17 +119,19 @@ class TrainStep:
         self._supervised: Counter[str] = Counter()
         self._norm: float | None = None
 
-    def flops(self, task: str, batch: Batch) -> int:
+    def flops(self, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
         spans = np.bincount(batch.segment_ids_BS.reshape(-1))[1:].tolist()  # samples may share a row
-        images = batch.pixels_IHWC if task == "vqa" else batch.image_tokens_IT
-        work = Work(batch.input_ids_P.size, spans, batch.labels_N.size, 0 if images is None else len(images))
-        return operations(self._sizes, task, work, self._config.trained_parts)
+        arrays = batch.labels_N, batch.pixels_IHWC, batch.image_tokens_IT
+        targets, understood, drawn = (0 if array is None else len(array) for array in arrays)
+        work = Work(batch.input_ids_P.size, spans, targets, understood, drawn)
+        return operations(self._sizes, work, self._config.trained_parts)
 
     def gradients(self, data: StepData) -> StepNumbers:
-        """Add up the gradients of a step: of its mean loss per supervised token. Waits for the device."""
+        """Add up the gradients of a step, see `StepData.scales`. Waits for the device."""
+        scales = data.scales(self._config.loss_weight)
         for task, batch in data.batches:
-            self.accumulate(task, batch, 1.0 / data.supervised)
+            self.accumulate(task, batch, scales[task])
         return self.measure()
 
     def accumulate(self, task: str, batch: Batch, scale: float) -> None:

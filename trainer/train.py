@@ -68,7 +68,7 @@ class _Training:
 
     def __init__(self, run: Run, log: RunLog) -> None:
         self._run, self._log, self._model = run, log, run.folder.build()
-        self._network = TrainStep(self._model, run.feed.shapes, run.config)
+        self._network = TrainStep(self._model, run.feed.signatures, run.config)
         if run.checkpoint:
             self._network.optimizer.load_state(load_file(run.checkpoint.folder / OPTIMIZER))
         self._probe = Probe(run, self._model) if run.config.eval_every else None

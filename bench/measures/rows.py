@@ -21,17 +21,15 @@ def _all(measure: Callable[[Session], list[Figure]]) -> Callable[[Session, set[s
     return lambda session, wanted: [figure for figure in measure(session) if figure.row in wanted]
 
 
-def _reader(task: str) -> Measurement:
-    return Measurement((f"reader-{task}",), _all(lambda session: reader.throughput(session, task)))
+def _reader(row: str) -> Measurement:
+    return Measurement((f"reader-{row}",), _all(lambda session: reader.throughput(session, row)))
 
 
 MEASUREMENTS = (
     Measurement(("padding", "logits"), _all(step.padding)),
     Measurement(("mixed", "torch", "published", "wait"), step.steps),
     Measurement(("flops",), _all(step.text_rate)),
-    _reader("text"),
-    _reader("t2i"),
-    _reader("vqa"),
+    *map(_reader, reader.READINGS),
     Measurement(("open", "first-batch", "reader-memory"), _all(reader.opening)),
     Measurement(("etl-images",), _all(etl.pictures)),
     Measurement(("etl-tokens",), _all(etl.tokens)),

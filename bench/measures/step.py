@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from bench.measures.flops import head_rows
 from bench.measures.link import Side, interleave
 from bench.measures.results import Figure, at_least, at_most, median, ratio
 from bench.measures.session import THREADS, Session
@@ -22,7 +23,7 @@ def padding(session: Session) -> list[Figure]:
     for step in range(1, PLANNED_STEPS + 1):
         data = feed.step(step)
         tokens, slots = tokens + data.tokens, slots + data.slots
-        heads += sum(len(batch.labels_N) for _, batch in data.batches)
+        heads += sum(head_rows(batch) for _, batch in data.batches)
         supervised += data.supervised
     where = f"{PLANNED_STEPS} mixed steps of 5:1:4 (vqa:text:t2i) on {session.workload.data}"
     return [

@@ -36,9 +36,13 @@ OWN_RATIO = {"vqa": 5, "text": 1, "t2i": 4}
 
 @dataclass(frozen=True)
 class Workload:
-    """folder: where everything lies, named SIZE-hub or SIZE-sample after preset and data."""
+    """folder: where everything lies, named SIZE-hub or SIZE-sample after preset and data.
+
+    pixels: how the shards hold pictures. Raw ones hold medical-vqa alone and lie beside the others.
+    """
 
     folder: Path
+    pixels: str = "webp"
 
     @property
     def size(self) -> str:
@@ -58,7 +62,16 @@ class Workload:
     @property
     def shards(self) -> Path:
         """The folder of shards."""
-        return self.folder / "shards"
+        return self.folder / f"shards{self._suffix}"
+
+    @property
+    def work(self) -> Path:
+        """The folder of the pipeline's stages."""
+        return self.folder / f"work{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return "-raw" if self.pixels == "raw" else ""
 
     @cached_property
     def tokenizer(self) -> Path:
@@ -107,9 +120,10 @@ def prepare(workload: Workload) -> None:
         from pipelines.sample import write_tokenizer
 
         write_tokenizer(workload.tokenizer, _texts(workload.raw), VOCABULARY)
-    folders = ["--data", str(workload.raw), "--work", str(workload.folder / "work")]
+    folders = ["--data", str(workload.raw), "--work", str(workload.work)]
     folders += ["--out", str(workload.shards), "--tokenizer", str(workload.tokenizer)]
-    run("pipelines", "build", *folders, "--model", workload.size)
+    sources = ["--source", "medical-vqa"] if workload.pixels == "raw" else []
+    run("pipelines", "build", *folders, "--model", workload.size, "--pixels", workload.pixels, *sources)
 
 
 def run(package: str, *arguments: str) -> str:

@@ -1,6 +1,6 @@
 """Our reader alone: shards opened, checksums on, batches of 8 as the graphs take them; no MindSpore.
 
-python -m bench.sides.our_reader FOLDER TASK
+python -m bench.sides.our_reader FOLDER TASK PIXELS, PIXELS how the shards hold pictures: webp or raw.
 """
 
 import time
@@ -17,8 +17,8 @@ def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:
     """Opened; `about` holds what that took, in seconds and in MB of memory."""
     from trainer.stream.feed import steps_ahead
 
-    folder, task = arguments
-    workload = Workload(Path(folder))
+    folder, task, pixels = arguments
+    workload = Workload(Path(folder), pixels)
     config = workload.config(task, batch_size=BATCH, micro_batch=BATCH, steps=STEPS)
     began = time.perf_counter()
     feed = workload.feed(config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.measures.flops import text_step_flops
+from bench.measures.flops import head_rows, text_step_flops
 from bench.measures.link import Job, serve
 from bench.measures.workload import Workload
 
@@ -31,7 +31,7 @@ class Ours:
         self.feed = workload.feed(self.config)
         self.folder = open_model(workload.size, workload.shards / "tokenizer")
         began = time.perf_counter()
-        self.network = TrainStep(self.folder.build(), self.feed.shapes, self.config)
+        self.network = TrainStep(self.folder.build(), self.feed.signatures, self.config)
         self.train(1, 1)
         self.about = {"first_step": time.perf_counter() - began, "samples": sum(self.config.counts.values())}
 
@@ -71,7 +71,7 @@ class Ours:
         """Seconds of one text step, and its operations with attention counted both ways."""
         seconds, data = self.mixed(step), self.feed.step(step)
         batches = [batch for _, batch in data.batches]
-        slots, heads = data.slots, sum(len(batch.labels_N) for batch in batches)
+        slots, heads = data.slots, sum(map(head_rows, batches))
         lengths = [int(n) for batch in batches for n in np.bincount(batch.segment_ids_BS.reshape(-1))[1:]]
         rows = [batch.segment_ids_BS.shape[1] for batch in batches for _ in batch.segment_ids_BS]
         text = self.folder.config.text
@@ -89,10 +89,10 @@ class Ours:
             for index in self.feed.plan.draw(task, step).indices:
                 sample = self.feed.train[task].read(int(index))
                 arrays[f"{number}.{task}.input_ids"] = sample.input_ids
-                arrays[f"{number}.{task}.supervised"] = sample.supervised
-                if sample.image is not None and task == "vqa":
-                    arrays[f"{number}.{task}.image"] = sample.image
-                if sample.image_tokens is not None:
+                arrays[f"{number}.{task}.supervised"] = sample.supervised[:, :2]
+                if sample.images:
+                    arrays[f"{number}.{task}.image"] = sample.images[0]
+                if sample.image_tokens.size:
                     arrays[f"{number}.{task}.image_tokens"] = sample.image_tokens
                 number += 1
         np.savez(Path(path), **arrays)

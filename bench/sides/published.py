@@ -26,6 +26,7 @@ class Published:
         from janus.checkpoint.folder import open_model
         from janus.tokens import JanusTokenizer
         from pipelines.tables import ImageRows
+        from shards.pictures import DRAWN
         from trainer.step import TrainStep
 
         config = workload.config("mixed", counts, mode="pynative", device="CPU")
@@ -38,13 +39,12 @@ class Published:
                 attention_rows=shape.samples,
                 length=LENGTH,
                 tokens=shape.samples * LENGTH,
-                states=shape.samples * LENGTH,
             )
             for task, shape in self.feed.shapes.items()
         }
-        self.network = TrainStep(folder.build(), self.shapes, config)
+        self.network = TrainStep(folder.build(), self.feed.signatures, config)
         self.vq = folder.build_vq(1)
-        self.pictures = ImageRows(workload.folder / "work" / "images", "generation")
+        self.pictures = ImageRows(workload.work / "images", DRAWN, workload.pixels)
         hashes = self.pictures.index["image_sha256"].to_pylist()
         self.picture_of = {sha256: number for number, sha256 in enumerate(hashes)}
 
@@ -58,9 +58,7 @@ class Published:
             most = self.shapes[task].samples
             for group in np.split(indices, range(most, len(indices), most)):
                 rows = self.feed.train[task].block(group)
-                pictures = (
-                    [self.feed.train[task].read(int(i)).image_sha256 for i in group] if task == "t2i" else []
-                )
+                pictures = self._pictures(group) if task == "t2i" else []
                 work += [
                     (task, pictures, batch)
                     for batch in collate(task, rows, [len(rows)], self.shapes[task], self.special)
@@ -76,29 +74,36 @@ class Published:
         self.network.wait()
         return time.perf_counter() - began
 
-    def _encoded(self, pictures: list[str | None], batch: Any) -> Any:
+    def _pictures(self, group: np.ndarray) -> list[np.ndarray]:
+        """What these t2i samples draw, uint8 (H, W, 3) each."""
+        names = [self.feed.train["t2i"].read(int(i)).drawn[0] for i in group]
+        size = self.shapes["t2i"].image.size
+        return [self.pictures.pixels(self.picture_of[name], size) for name in names]
+
+    def _encoded(self, pictures: list[np.ndarray], batch: Any) -> Any:
         """The batch with codes made from the pictures, as inputs and as labels."""
         from mindspore import Tensor
 
-        codes_IT = batch.image_tokens_IT.copy()
-        for i, sha256 in enumerate(pictures):
-            number = self.picture_of[sha256]
-            codes, _ = self.vq.encode(Tensor(self.pictures.pixels(number)[None]))
+        codes_IT, labels_N = batch.image_tokens_IT.copy(), batch.image_labels_N.copy()
+        for i, pixels_HWC in enumerate(pictures):
+            codes, _ = self.vq.encode(Tensor(pixels_HWC[None]))
             codes_IT[i] = codes.asnumpy()
-        labels_N = batch.labels_N.copy()
         labels_N[: codes_IT[: len(pictures)].size] = codes_IT[: len(pictures)].reshape(-1)
-        return replace(batch, image_tokens_IT=codes_IT, labels_N=labels_N)
+        return replace(batch, image_tokens_IT=codes_IT, image_labels_N=labels_N)
 
 
 def _with_all_logits(batch: Any) -> Any:
     """The batch with every position sent to the head; those without a target are ignored by the loss."""
     from janus.tokens import IGNORE
 
-    positions = len(batch.input_ids_P)
-    labels_N = np.full(positions, IGNORE, np.int32)
-    used = batch.labels_N != IGNORE
-    labels_N[batch.state_rows_N[used]] = batch.labels_N[used]
-    return replace(batch, state_rows_N=np.arange(positions, dtype=np.int32), labels_N=labels_N)
+    kind = (
+        ("labels_N", "state_rows_N") if batch.image_labels_N is None else ("image_labels_N", "image_rows_N")
+    )
+    some_N, rows_N = (getattr(batch, name) for name in kind)
+    every_P = np.arange(len(batch.input_ids_P), dtype=np.int32)
+    labels_P = np.full_like(every_P, IGNORE)
+    labels_P[rows_N[some_N != IGNORE]] = some_N[some_N != IGNORE]
+    return replace(batch, **dict(zip(kind, (labels_P, every_P), strict=True)))
 
 
 def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:

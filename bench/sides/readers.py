@@ -6,9 +6,12 @@ A batch is ready when ids and labels are padded arrays, pictures one array. Samp
 order and in this process, the fastest these libraries were seen; none of them checks a row's content.
 """
 
+import io
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +19,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from bench.measures.link import Job, serve
 
 BATCH, IGNORE, ROWS = 8, -100, 800
-ARRAYS = {"input_ids": np.int32, "supervised": np.int32, "image": np.uint8, "image_tokens": np.uint16}
+ROW_SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "supervised": pa.list_(pa.list_(pa.int32())),  # start and end of each span
+        "image": pa.binary(),  # raw pixels of a square
+        "coded": pa.binary(),  # the same as a picture's file
+        "image_tokens": pa.list_(pa.uint16()),
+    }
+)
+"""Rows as they are handed to the peers."""
+Row = dict[str, Any]
+"""Arrays by name, and under `coded` bytes; absent ones are left out."""
 _TORCHVISION: dict[str, dict[str, Any]] = {
     "torchvision": {},
     "torchvision.datasets": {"VisionDataset": object},
@@ -29,17 +44,17 @@ _TORCHVISION: dict[str, dict[str, Any]] = {
 }
 
 
-def rows_of(path: Path) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of a shard as arrays, absent ones left out."""
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of a file of ROW_SCHEMA."""
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             for i in range(batch.num_rows):
-                yield _row({name: batch.column(name)[i] for name in ARRAYS})
+                yield _row({name: batch.column(name)[i] for name in ROW_SCHEMA.names})
 
 
-def enough(path: Path) -> Iterator[dict[str, np.ndarray]]:
+def enough(path: Path) -> Iterator[Row]:
     """The rows, again and again until there are ROWS: a pass over a few would measure how passes begin."""
     written = 0
     while written < ROWS:
@@ -48,48 +63,49 @@ def enough(path: Path) -> Iterator[dict[str, np.ndarray]]:
             written += 1
 
 
-def _row(values: dict[str, Any]) -> dict[str, np.ndarray]:
-    spans = [(span["start"], span["end"]) for span in values["supervised"].as_py()]
-    row = {"input_ids": values["input_ids"].values.to_numpy(), "supervised": np.array(spans, np.int32)}
+def _row(values: dict[str, Any]) -> Row:
+    spans = np.array(values["supervised"].as_py(), np.int32)
+    row: Row = {"input_ids": values["input_ids"].values.to_numpy(), "supervised": spans}
     if values["image"].is_valid:
         pixels = np.frombuffer(values["image"].as_buffer(), np.uint8)
         size = round((len(pixels) / 3) ** 0.5)
         row["image"] = pixels.reshape(size, size, 3)
+    if values["coded"].is_valid:
+        row["coded"] = values["coded"].as_py()
     if values["image_tokens"].is_valid:
         row["image_tokens"] = values["image_tokens"].values.to_numpy()
     return row
 
 
-def write_webdataset(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
-    """Tar files with one npy member for each array."""
+def write_webdataset(rows: Iterable[Row], folder: Path) -> None:
+    """Tar files with one npy member for each array, and one for a coded picture."""
     import webdataset as wds
 
     with wds.ShardWriter(str(folder / "rows-%05d.tar"), maxsize=512 << 20, verbose=0) as writer:
         for number, row in enumerate(rows):
-            writer.write(
-                {"__key__": f"{number:08d}", **{f"{name}.npy": array for name, array in row.items()}}
-            )
+            members = {name if name == "coded" else f"{name}.npy": value for name, value in row.items()}
+            writer.write({"__key__": f"{number:08d}", **members})
 
 
-def read_webdataset(folder: Path) -> Iterable[dict[str, Any]]:
+def read_webdataset(folder: Path) -> Iterable[Row]:
     """Samples in the order of the files."""
     import webdataset as wds
 
     files = sorted(map(str, folder.glob("*.tar")))
     for sample in wds.WebDataset(files, shardshuffle=False).decode():
-        yield {name[:-4]: array for name, array in sample.items() if name.endswith(".npy")}
+        yield {name.removesuffix(".npy"): value for name, value in sample.items() if name[0] != "_"}
 
 
-def write_mosaicml(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
+def write_mosaicml(rows: Iterable[Row], folder: Path) -> None:
     """MDS shards with ndarray columns."""
     first, rest = _peek(rows)
-    columns = {name: f"ndarray:{array.dtype}" for name, array in first.items()}
+    columns = {name: "bytes" if name == "coded" else f"ndarray:{v.dtype}" for name, v in first.items()}
     with _streaming().MDSWriter(out=str(folder), columns=columns, progress_bar=False) as writer:
         for row in rest:
             writer.write(row)
 
 
-def read_mosaicml(folder: Path) -> Iterable[dict[str, Any]]:
+def read_mosaicml(folder: Path) -> Iterable[Row]:
     """Samples in the order of the files."""
     return _streaming().StreamingDataset(local=str(folder), shuffle=False, batch_size=BATCH)
 
@@ -112,7 +128,7 @@ def _streaming() -> Any:
     return streaming
 
 
-def write_litdata(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
+def write_litdata(rows: Iterable[Row], folder: Path) -> None:
     """LitData's binary chunks."""
     from litdata.streaming.writer import BinaryWriter
 
@@ -123,14 +139,14 @@ def write_litdata(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
     writer.merge(1)
 
 
-def read_litdata(folder: Path) -> Iterable[dict[str, Any]]:
+def read_litdata(folder: Path) -> Iterable[Row]:
     """Samples in the order of the files."""
     from litdata import StreamingDataset
 
     return StreamingDataset(str(folder), shuffle=False)
 
 
-def write_datasets(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
+def write_datasets(rows: Iterable[Row], folder: Path) -> None:
     """An Arrow file of Hugging Face's datasets."""
     from datasets.arrow_writer import ArrowWriter
 
@@ -142,17 +158,20 @@ def write_datasets(rows: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
         writer.finalize()
 
 
-def _features(row: dict[str, np.ndarray]) -> Any:
+def _features(row: Row) -> Any:
     from datasets import Array2D, Array3D, Features, Sequence, Value
 
-    kinds: dict[str, Any] = {name: Sequence(Value(str(array.dtype))) for name, array in row.items()}
+    numbers = {name: array for name, array in row.items() if name != "coded"}
+    kinds: dict[str, Any] = {name: Sequence(Value(str(array.dtype))) for name, array in numbers.items()}
     kinds["supervised"] = Array2D(shape=(None, 2), dtype="int32")
     if "image" in row:
         kinds["image"] = Array3D(shape=row["image"].shape, dtype="uint8")
+    if "coded" in row:
+        kinds["coded"] = Value("binary")
     return Features(kinds)
 
 
-def read_datasets(folder: Path) -> Iterable[dict[str, Any]]:
+def read_datasets(folder: Path) -> Iterable[Row]:
     """Samples in the order of the file, taken eight at a time, which is faster than one at a time."""
     from datasets import Dataset
 
@@ -175,9 +194,9 @@ READ = {
 }
 
 
-def batches(samples: Iterable[dict[str, Any]], length: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(samples: Iterable[Row], length: int) -> Iterator[dict[str, np.ndarray]]:
     """Padded batches, the last one left out if it is not full."""
-    upcoming = iter(samples)
+    upcoming, pool = iter(samples), ThreadPoolExecutor(os.cpu_count())
     while len(group := list(islice(upcoming, BATCH))) == BATCH:
         ids = np.zeros((BATCH, length), np.int32)
         labels = np.full((BATCH, length), IGNORE, np.int32)
@@ -189,26 +208,28 @@ def batches(samples: Iterable[dict[str, Any]], length: int) -> Iterator[dict[str
         for name in ("image", "image_tokens"):
             if name in group[0]:
                 batch[name] = np.stack([row[name] for row in group])
+        if "coded" in group[0]:
+            batch["image"] = np.stack(list(pool.map(_decode, [row["coded"] for row in group])))
         yield batch
 
 
-def _peek(
-    rows: Iterable[dict[str, np.ndarray]],
-) -> tuple[dict[str, np.ndarray], Iterator[dict[str, np.ndarray]]]:
+def _decode(coded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(coded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _peek(rows: Iterable[Row]) -> tuple[Row, Iterator[Row]]:
     upcoming = iter(rows)
     first = next(upcoming)
     return first, (row for part in ([first], upcoming) for row in part)
 
 
 def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:
-    """The rows written, if they are not yet, and the job that reads them."""
+    """The rows written into a new folder, and the job that reads them."""
     library, rows, folder, length = arguments
     target = Path(folder)
-    if not target.is_dir():
-        unfinished = target.with_name(f".tmp-{target.name}")
-        unfinished.mkdir(parents=True)
-        WRITE[library](enough(Path(rows)), unfinished)
-        unfinished.rename(target)
+    target.mkdir(parents=True)
+    WRITE[library](enough(Path(rows)), target)
 
     def read(samples: int) -> float:
         """Samples per second over at least so many, pass after pass."""

@@ -15,7 +15,9 @@ PLAIN_SECONDS = 10.0
 class Display:
     """A bar on a terminal, with a line of figures below it; draws while `live` is entered."""
 
-    def __init__(self, label: str, total: int, done: int, file: TextIO, transient: bool = False) -> None:
+    def __init__(
+        self, label: str, total: int | None, done: int, file: TextIO, transient: bool = False
+    ) -> None:
         """done: units of `total` that an earlier run has done. transient: leave nothing on the screen."""
         from rich.console import Console, Group
         from rich.live import Live
@@ -42,13 +44,16 @@ class Display:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "rows", resumed: int = 0) -> Iterator[Callable[..., None]]:
+def track(
+    label: str, total: int | None, unit: str = "rows", resumed: int = 0
+) -> Iterator[Callable[..., None]]:
     """Give `advance(n=1)`; at the end print the number of units and the rate. All on standard error.
 
-    resumed: units of `total` that an earlier run has done; they do not count in the rate.
+    total: None if only the end will tell. resumed: units of `total` that an earlier run has done; they do not
+    count in the rate.
     """
     if resumed:
-        click.echo(f"{label}: resumed after {resumed:,} of {total:,} {unit}", err=True)
+        click.echo(f"{label}: resumed after {resumed:,} of {total or 0:,} {unit}", err=True)
     display = Display(label, total, resumed, sys.stderr, transient=True) if sys.stderr.isatty() else None
     start = last = time.monotonic()
     done = 0
@@ -62,8 +67,11 @@ def track(label: str, total: int, unit: str = "rows", resumed: int = 0) -> Itera
             display.show(resumed + done, rate)
         elif now - last >= PLAIN_SECONDS:
             last = now
-            left = max(total - resumed - done, 0) * (now - start) / max(done, 1)
-            click.echo(f"{label}: {resumed + done:,} of {total:,}, {rate}, {left:.0f} s left", err=True)
+            text = f"{resumed + done:,}"
+            if total is not None:
+                left = max(total - resumed - done, 0) * (now - start) / max(done, 1)
+                text += f" of {total:,}, {rate}, {left:.0f} s left"
+            click.echo(f"{label}: {text}", err=True)
 
     with display.live if display else nullcontext():
         yield advance

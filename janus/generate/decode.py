@@ -26,14 +26,14 @@ from janus.tokens import SpecialTokens
 
 
 class CachedLlama(nn.Cell):
-    """The Llama, with keys and values of `rows` samples of at most `slots` tokens, and a task's head."""
+    """The Llama, with keys and values of `rows` samples of at most `slots` tokens, and the head in use."""
 
-    def __init__(self, model: Janus, task: str, rows: int, slots: int) -> None:
+    def __init__(self, model: Janus, draws: bool, rows: int, slots: int) -> None:
         super().__init__(auto_prefix=False)
         config = model.config.text
         self.llama, self.rows, self.slots, self.heads = model.language_model, rows, slots, config.num_heads
         self.attention = body().Attention(config.head_size, masked=True)
-        self.head = model.generation_head if task == "t2i" else model.lm_head
+        self.head = model.generation_head if draws else model.lm_head
         shape = (rows * config.num_heads * slots, config.head_size)
         self.keys = ParameterTuple([_zeros(f"key_cache.{i}", shape) for i in range(config.num_layers)])
         self.values = ParameterTuple([_zeros(f"value_cache.{i}", shape) for i in range(config.num_layers)])
@@ -72,12 +72,12 @@ def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:
 
 
 class Prefill(nn.Cell):
-    """Fills the cache with prompts. task: "text", "vqa" or "t2i"; the answer to the last is codes."""
+    """Fills the cache with prompts. shows: whether they have pictures."""
 
-    def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
+    def __init__(self, model: Janus, shows: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.task, self.cached, self.llama = task, cached, model.language_model
-        if task == "vqa":
+        self.shows, self.cached, self.llama = shows, cached, model.language_model
+        if shows:
             self.vision_model, self.aligner = model.vision_model, model.aligner
 
     def construct(self, input_ids_P: Tensor, state_rows_B: Tensor, *images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Prefill(nn.Cell):
         rows = self.cached.rows
         length = input_ids_P.shape[0] // rows
         embeds_PD = self.llama.embed_tokens(input_ids_P)
-        if self.task == "vqa":
+        if self.shows:
             embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
         positions_S = ops.arange(length).astype("int32")
         slots_R = (self.cached.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
@@ -101,10 +101,10 @@ class Prefill(nn.Cell):
 class Step(nn.Cell):
     """Takes in one token of each row."""
 
-    def __init__(self, model: Janus, task: str, cached: CachedLlama) -> None:
+    def __init__(self, model: Janus, draws: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
         self.cached = cached
-        self.embed = model.embed_codes if task == "t2i" else model.language_model.embed_tokens
+        self.embed = model.embed_codes if draws else model.language_model.embed_tokens
         self.slot_numbers_1C = Tensor(np.arange(cached.slots, dtype=np.int32)[None])
 
     def construct(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
@@ -121,25 +121,38 @@ class Decoder:
     """`Prefill` and `Step`, compiled, between arrays; keeps the position of each row."""
 
     def __init__(
-        self, model: Janus, special: SpecialTokens, task: str, rows: int, length: int, slots: int, jit: Any
+        self,
+        model: Janus,
+        special: SpecialTokens,
+        draws: bool,
+        rows: int,
+        length: int,
+        slots: int,
+        images: int,
+        jit: Any,
     ) -> None:
-        """length: of the padded prompts. slots: of a row's cache. jit: as `Graphs.compile`."""
+        """length: of padded prompts. slots: of a cache row. images: in all rows. jit: as `Graphs.compile`."""
         self._special, self._length = special, length
-        cached, name = CachedLlama(model, task, rows, slots), f"{task}, {rows} rows of {slots} slots"
-        self._prefill = jit(Prefill(model, task, cached), f"Prefill {name}")
-        self._step = jit(Step(model, task, cached), f"Step {name}")
+        cached = CachedLlama(model, draws, rows, slots)
+        name = f"{'pictures' if draws else 'text'}, {rows} rows of {slots} slots, {images} images"
+        self._prefill = jit(Prefill(model, images > 0, cached), f"Prefill {name}")
+        self._step = jit(Step(model, draws, cached), f"Step {name}")
+        side = model.config.vision.image_size
+        self._images_IHWC = np.zeros((images, side, side, 3), np.uint8)
         self._positions_B: np.ndarray = np.zeros(rows, np.int32)
 
-    def prefill(self, ids: Sequence[np.ndarray], pixels: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Logits (B, V) of each prompt's first new token. pixels: uint8 (H, W, 3) of each, or none."""
+    def prefill(self, ids: Sequence[np.ndarray], images: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Logits (B, V) of each prompt's first new token. images: uint8 (H, W, 3), of all prompts."""
         ids_BS = np.full((len(ids), self._length), self._special.pad, np.int32)
         for row_S, prompt_ids in zip(ids_BS, ids, strict=True):
             row_S[: len(prompt_ids)] = prompt_ids
         self._positions_B[:] = list(map(len, ids))
         states_B = np.arange(0, ids_BS.size, self._length) + self._positions_B - 1
         arrays = [ids_BS.reshape(-1), states_B.astype(np.int32)]
-        if pixels:
-            arrays += [image_index(arrays[0], self._special.image_placeholder), np.stack(pixels)]
+        if len(self._images_IHWC):
+            images_IHWC = self._images_IHWC.copy()
+            images_IHWC[: len(images)] = images
+            arrays += [image_index(arrays[0] == self._special.image_placeholder), images_IHWC]
         return self._prefill(*map(Tensor, arrays)).asnumpy()
 
     def step(self, tokens_B: np.ndarray) -> np.ndarray:

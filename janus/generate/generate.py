@@ -36,10 +36,10 @@ ROUND_TO = 32
 
 @dataclass(frozen=True)
 class Prompt:
-    """input_ids: int32, up to where the answer begins. pixels: uint8 (H, W, 3) where it asks about one."""
+    """input_ids: int32, up to where the answer begins. images: uint8 (H, W, 3), the pictures it shows."""
 
     input_ids: np.ndarray
-    pixels: np.ndarray | None = None
+    images: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Generator:
         """mode: "graph", or "pynative" for op by op."""
         self._model, self._special, self._batch = model, special, batch
         self._compile = network_graphs(model.config).compile if mode == "graph" else (lambda cell, name: cell)
-        self._decoders: dict[tuple[str, int, int], Decoder] = {}
+        self._decoders: dict[tuple[bool, int, int, int], Decoder] = {}
 
     def answers(
         self,
@@ -101,17 +101,13 @@ class Generator:
         sampling: Sampling = GREEDY,
         on_token: Callable[[], object] = lambda: None,
     ) -> Iterator[np.ndarray]:
-        """The ids of each answer, int32, in order; EOS comes last unless `max_tokens` came first.
-
-        Either every prompt has a picture, or none.
-        """
-        task, eos = "vqa" if prompts[0].pixels is not None else "text", self._special.eos
-        decoder = self._decoder(task, self._batch, [prompt.input_ids for prompt in prompts], max_tokens)
+        """The ids of each answer, int32, in order; EOS comes last unless `max_tokens` came first."""
+        eos, decoder = self._special.eos, self._decoder(False, prompts, max_tokens)
         for batch, numbers, used in self._batches(prompts, range(len(prompts))):
             answers_BT = np.full((self._batch, max_tokens), eos, np.int32)
             ended_B = np.zeros(self._batch, bool)
-            pixels = [prompt.pixels for prompt in batch if prompt.pixels is not None]
-            logits_BV = decoder.prefill([prompt.input_ids for prompt in batch], pixels)
+            images = [image for prompt in batch for image in prompt.images]
+            logits_BV = decoder.prefill([prompt.input_ids for prompt in batch], images)
             for step in range(max_tokens):
                 answers_BT[:, step] = np.where(ended_B, eos, sampling.choose(logits_BV, numbers, step))
                 ended_B |= answers_BT[:, step] == eos
@@ -124,21 +120,23 @@ class Generator:
 
     def pictures(
         self,
-        prompts: Sequence[np.ndarray],
+        prompts: Sequence[Prompt],
         numbers: Sequence[int],
         sampling: Sampling = Sampling(),
         on_token: Callable[[], object] = lambda: None,
     ) -> Iterator[np.ndarray]:
         """The image tokens, int32 (T,), of each prompt's picture, in order.
 
-        prompts: input ids up to <begin_of_image>. numbers: of each picture, for its draws.
+        prompts: up to <begin_of_image>. numbers: of each picture, for its draws.
         """
         tokens, rows = self._model.config.num_image_tokens, self._batch
-        decoder = self._decoder("t2i", 2 * rows, prompts, tokens)
+        decoder = self._decoder(True, prompts, tokens)
         for batch, drawn, used in self._batches(prompts, numbers):
-            nulled = [unconditional(ids, self._special) for ids in batch]
+            ids = [prompt.input_ids for prompt in batch]
+            nulled = [unconditional(own, self._special) for own in ids]
+            images = [image for prompt in batch for image in prompt.images]
             codes_BT: np.ndarray = np.zeros((rows, tokens), np.int32)
-            logits = decoder.prefill([*batch, *nulled])
+            logits = decoder.prefill([*ids, *nulled], images * 2)
             for step in range(tokens):
                 if step:
                     logits = decoder.step(np.tile(codes_BT[:, step - 1], 2))
@@ -155,16 +153,17 @@ class Generator:
             at = [min(i, len(prompts) - 1) for i in range(start, start + self._batch)]
             yield [prompts[i] for i in at], [numbers[i] for i in at], len(set(at))
 
-    def _decoder(self, task: str, rows: int, prompts: Sequence[np.ndarray], new_tokens: int) -> Decoder:
-        """The compiled network for prompts up to this long; kept for the next time."""
+    def _decoder(self, draws: bool, prompts: Sequence[Prompt], new_tokens: int) -> Decoder:
+        """The compiled network for prompts up to this long, kept; a picture takes two rows."""
         from janus.generate.decode import Decoder
 
-        length = _round_up(max(map(len, prompts)))
-        slots = _round_up(length + new_tokens)
-        if (task, length, slots) not in self._decoders:
-            decoder = Decoder(self._model, self._special, task, rows, length, slots, self._compile)
-            self._decoders[task, length, slots] = decoder
-        return self._decoders[task, length, slots]
+        length = _round_up(max(len(prompt.input_ids) for prompt in prompts))
+        slots, rows = _round_up(length + new_tokens), self._batch * (2 if draws else 1)
+        key = draws, length, slots, rows * max(len(prompt.images) for prompt in prompts)
+        if key not in self._decoders:
+            model, special = self._model, self._special
+            self._decoders[key] = Decoder(model, special, draws, rows, *key[1:], self._compile)
+        return self._decoders[key]
 
 
 def _round_up(number: int) -> int:

@@ -36,7 +36,7 @@ import click
 from janus.common.options import DTYPE, option
 from janus.model.config import JanusConfig, TextConfig, VisionConfig
 from janus.model.stages import STAGES, trained_parts
-from janus.prompts import TASKS
+from janus.prompts import SIGNATURES
 
 if TYPE_CHECKING:
     from janus.checkpoint.folder import ModelFolder
@@ -47,12 +47,16 @@ COLUMNS = ("weights", "casts", "gradients", "moments", "activations", "total")
 
 @dataclass(frozen=True)
 class Work:
-    """What one micro-batch gives the network. positions: P. spans: each S. targets: N. images: I."""
+    """What one micro-batch gives the network. positions: P. spans: each S. targets: of text, N.
+
+    understood, drawn: pictures, I of each kind; each token of a drawn one is a target.
+    """
 
     positions: int
     spans: Sequence[int]
     targets: int
-    images: int
+    understood: int
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,24 @@ class Load:
 
     def work(self, config: JanusConfig, task: str) -> Work:
         """This load as a micro-batch of a task."""
-        targets = config.num_image_tokens if task == "t2i" else self.answer
-        images = 0 if task == "text" else self.rows
-        return Work(self.rows * self.length, [self.length] * self.rows, self.rows * targets, images)
+        kinds = SIGNATURES[task]
+        counts = (self.answer * kinds.text, kinds.understood, kinds.drawn)
+        return Work(self.rows * self.length, [self.length] * self.rows, *(self.rows * n for n in counts))
 
 
-def operations(config: JanusConfig, task: str, work: Work, trained: Collection[str]) -> int:
+def operations(config: JanusConfig, work: Work, trained: Collection[str]) -> int:
     """Forward and backward of one micro-batch. trained: parts with gradients, as stages name them."""
-    width, vq, patches = config.text.hidden_size, config.vq, work.images * config.num_image_tokens
-    forward = {"llama": transformer_operations(config.text, work.positions, work.spans)}
-    if task == "t2i":
-        forward["gen_aligner"] = 2 * patches * (vq.embed_dim * width + width**2)
-        forward["gen_head"] = 2 * work.targets * width * (width + vq.num_embeddings)
-    else:
-        forward["lm_head"] = 2 * work.targets * width * config.text.vocab_size
-    if task == "vqa":
-        vision = config.vision
-        layers = transformer_operations(vision, patches, [vision.num_image_tokens] * work.images)
-        forward["siglip"] = layers + 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-        forward["aligner"] = 2 * patches * (vision.hidden_size * width + width**2)
+    width, vq, vision, tokens = config.text.hidden_size, config.vq, config.vision, config.num_image_tokens
+    shown, drawn = work.understood * tokens, work.drawn * tokens
+    layers = transformer_operations(vision, shown, [vision.num_image_tokens] * work.understood)
+    forward = {
+        "llama": transformer_operations(config.text, work.positions, work.spans),
+        "lm_head": 2 * work.targets * width * config.text.vocab_size,
+        "gen_aligner": 2 * drawn * (vq.embed_dim * width + width**2),
+        "gen_head": 2 * drawn * width * (width + vq.num_embeddings),
+        "siglip": layers + 2 * shown * 3 * vision.patch_size**2 * vision.hidden_size,
+        "aligner": 2 * shown * (vision.hidden_size * width + width**2),
+    }
     # Forward, gradient of the inputs, gradient of the weights: how many of the three the part takes. Every
     # stage trains the aligners, so gradients pass through all that follows them.
     passes = {part: 3 if part in trained else 1 if part == "siglip" else 2 for part in forward}
@@ -99,22 +102,21 @@ def transformer_operations(config: TextConfig | VisionConfig, positions: int, sp
     return config.num_layers * (linear + 4 * width * sum(span**2 for span in spans))
 
 
-def activations(config: JanusConfig, task: str, work: Work, trained: Collection[str]) -> int:
+def activations(config: JanusConfig, work: Work, trained: Collection[str]) -> int:
     """Elements kept for the backward of one micro-batch; see the top of this file."""
-    text, vision, positions = config.text, config.vision, work.positions
-    width, patches = text.hidden_size, work.images * config.num_image_tokens
+    text, vision, vq, positions = config.text, config.vision, config.vq, work.positions
+    width, tokens = text.hidden_size, config.num_image_tokens
     scores = text.num_heads * sum(span**2 for span in work.spans)
     wide, inner = (9, 4) if "llama" in trained else (6, 3)
     layer = positions * (wide * width + inner * text.intermediate_size) + scores
     kept = (text.num_layers + 1) * layer + 8 * positions * width + scores
-    head = 3 * (width + config.vq.num_embeddings) if task == "t2i" else width + 3 * text.vocab_size
-    kept += work.targets * head
-    if work.images:
-        kept += patches * ((vision.hidden_size if task == "vqa" else config.vq.embed_dim) + 2 * width)
-    if task == "vqa" and "siglip" in trained:
-        scores = work.images * vision.num_heads * config.num_image_tokens**2
-        layer = patches * (9 * vision.hidden_size + 3 * vision.intermediate_size) + scores
-        kept += vision.num_layers * layer
+    kept += work.targets * (width + 3 * text.vocab_size)
+    kept += work.drawn * tokens * (3 * (width + vq.num_embeddings) + vq.embed_dim + 2 * width)
+    kept += work.understood * tokens * (vision.hidden_size + 2 * width)
+    if work.understood and "siglip" in trained:
+        scores = work.understood * vision.num_heads * tokens**2
+        inner = 9 * vision.hidden_size + 3 * vision.intermediate_size
+        kept += vision.num_layers * (work.understood * tokens * inner + scores)
     return kept
 
 
@@ -128,10 +130,19 @@ def stage_bytes(
     names = trained_parts(stage, train_gen_embed)
     trained = sum(parts[part] for part in names)
     network = sum(count for part, count in parts.items() if part != "vq")
-    tasks = TASKS if "llama" in names else TASKS[1:]  # frozen, text has nothing to train
-    kept, task = max((activations(config, task, load.work(config, task), names), task) for task in tasks)
-    needed = {"weights": 4 * network, "casts": 2 * network if load.dtype == "bfloat16" else 0}
-    needed |= {"gradients": 4 * trained, "moments": 8 * trained, "activations": kept * BYTES[load.dtype]}
+    tasks = {
+        task: activations(config, load.work(config, task), names)
+        for task in ("text", "vqa", "t2i")
+        if task != "text" or "llama" in names  # frozen, text has nothing to train
+    }
+    task = max(tasks, key=lambda name: tasks[name])
+    needed = {
+        "weights": 4 * network,
+        "casts": 2 * network if load.dtype == "bfloat16" else 0,
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
+        "activations": tasks[task] * BYTES[load.dtype],
+    }
     return {**needed, "total": sum(needed.values()), "task": task}
 
 

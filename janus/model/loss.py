@@ -12,52 +12,102 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.janus import Janus, place_images
 from janus.model.kernels import body
+from janus.prompts import Signature
 
 
 class TaskLoss(nn.Cell):
-    """Σ −log p(label) over the labels of one task's batch (text, vqa or t2i) that are not negative.
+    """The summed loss of micro-batches of one signature. dtype: what products are computed in."""
 
-    Its inputs after the labels are those of `logits`. dtype: what products are computed in.
-    """
-
-    def __init__(self, model: Janus, task: str, dtype: str = "float32") -> None:
+    def __init__(self, model: Janus, signature: Signature, dtype: str = "float32") -> None:
         super().__init__(auto_prefix=False)
-        self.task, self.dtype = task, dtype
+        self.signature, self.dtype = signature, dtype
+        self.targets = 2 * (signature.text + signature.drawn)
         self.language_model = model.language_model
-        self.cross_entropy = body().CrossEntropy()
-        if task == "vqa":
+        if signature.understood:
             self.vision_model, self.aligner = model.vision_model, model.aligner
-        if task == "t2i":
+        if signature.text:
+            self.text_head, self.text_loss = model.lm_head, body().CrossEntropy()
+        if signature.drawn:
             self.embed_codes = model.embed_codes
-        self.head = model.generation_head if task == "t2i" else model.lm_head
+            self.image_head, self.image_loss = model.generation_head, body().CrossEntropy()
 
-    def construct(self, labels_N: Tensor, *inputs: Tensor) -> Tensor:
-        return self.cross_entropy(self.logits(*inputs), labels_N)
+    def construct(self, *arrays: Tensor) -> Tensor:
+        """Sum of −log p(label) over the labels that are not negative.
 
-    def logits(self, state_rows_N: Tensor, input_ids_P: Tensor, *arrays: Tensor) -> Tensor:
-        """Logits (N, V), float32, of the states at `state_rows_N`.
-
-        arrays: the four of `Llama.construct`; then, but for text, `image_index_P` and `pixels_IHWC` (vqa) or
-        `image_tokens_IT` (t2i).
+        arrays: for text targets labels_N and state_rows_N, for image targets the same, then `hidden`'s.
         """
-        places, images = arrays[:4], arrays[4:]
+        hidden_PD = self.hidden(*arrays[self.targets :])
+        if not self.signature.drawn:
+            return self.text_loss(self._logits(self.text_head, hidden_PD, arrays[1]), arrays[0])
+        image_logits_NV = self._logits(self.image_head, hidden_PD, arrays[self.targets - 1])
+        loss_sum = self.image_loss(image_logits_NV, arrays[self.targets - 2])
+        if self.signature.text:
+            text_logits_NV = self._logits(self.text_head, hidden_PD, arrays[1])
+            loss_sum = loss_sum + self.text_loss(text_logits_NV, arrays[0])
+        return loss_sum
+
+    def logits(self, state_rows_N: Tensor, *arrays: Tensor) -> Tensor:
+        """Logits (N, V), float32, of the states at `state_rows_N`; for one kind of target."""
+        head = self.text_head if self.signature.text else self.image_head
+        return self._logits(head, self.hidden(*arrays), state_rows_N)
+
+    def hidden(
+        self,
+        input_ids_P: Tensor,
+        position_ids_P: Tensor,
+        token_of_BS: Tensor,
+        slot_of_P: Tensor,
+        segment_ids_BS: Tensor,
+        *images: Tensor,
+    ) -> Tensor:
+        """Last hidden states (P, D); `Llama.construct` has the first arrays.
+
+        images: nothing for text; else `image_index_P`, then `pixels_IHWC` of the understood and
+        `image_tokens_IT` of the drawn pictures.
+        """
         embeds_PD = self.language_model.embed_tokens(input_ids_P).astype(self.dtype)
-        if self.task == "vqa":
-            features_MD = self.aligner(self.vision_model(images[1], self.dtype))
-            embeds_PD = place_images(embeds_PD, features_MD, images[0])
-        if self.task == "t2i":
+        if self.signature.understood and self.signature.drawn:
+            shown_MD = self.aligner(self.vision_model(images[1], self.dtype))
+            both_MD = ops.concat((shown_MD, self.embed_codes(images[2], self.dtype)), 0)
+            embeds_PD = place_images(embeds_PD, both_MD, images[0])
+        elif self.signature.understood:
+            shown_MD = self.aligner(self.vision_model(images[1], self.dtype))
+            embeds_PD = place_images(embeds_PD, shown_MD, images[0])
+        elif self.signature.drawn:
             embeds_PD = place_images(embeds_PD, self.embed_codes(images[1], self.dtype), images[0])
-        hidden_PD = self.language_model(embeds_PD, *places)
-        return self.head(ops.gather(hidden_PD, state_rows_N, 0)).astype("float32")
+        return self.language_model(embeds_PD, position_ids_P, token_of_BS, slot_of_P, segment_ids_BS)
+
+    def _logits(self, head: nn.Cell, hidden_PD: Tensor, state_rows_N: Tensor) -> Tensor:
+        return head(ops.gather(hidden_PD, state_rows_N, 0)).astype("float32")
+
+    def scores(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """For each kind of target −log p(label) and likeliest class, (N,) each, text before images."""
+        hidden_PD = self.hidden(*arrays[self.targets :])
+        found: tuple[Tensor, ...] = ()
+        if self.signature.text:
+            logits_NV = self._logits(self.text_head, hidden_PD, arrays[1])
+            found = (*found, *self.text_loss.scores(logits_NV, arrays[0]))
+        if self.signature.drawn:
+            logits_NV = self._logits(self.image_head, hidden_PD, arrays[self.targets - 1])
+            found = (*found, *self.image_loss.scores(logits_NV, arrays[self.targets - 2]))
+        return found
 
 
 class TokenScores(nn.Cell):
-    """(−log p(label), 1 where the label is the likeliest class), float32 (N,); junk where unused."""
+    """How well one micro-batch is predicted: −log p of each target, and whether it came first."""
 
     def __init__(self, loss: TaskLoss) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
 
-    def construct(self, labels_N: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        nll_N, class_N = self.loss.cross_entropy.scores(self.loss.logits(*inputs), labels_N)
-        return nll_N, (class_N == ops.maximum(labels_N, 0)).astype("float32")
+    def construct(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """(−log p(label), 1 where the label is the likeliest class), float32 (N,); junk where unused.
+
+        Both for text targets, then both for image targets, where there are any. arrays: those of `TaskLoss`.
+        """
+        found = self.loss.scores(*arrays)
+        result: tuple[Tensor, ...] = ()
+        for kind in range(len(found) // 2):
+            first = found[2 * kind + 1] == ops.maximum(arrays[2 * kind], 0)
+            result = (*result, found[2 * kind], first.astype("float32"))
+        return result

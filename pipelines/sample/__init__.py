@@ -15,9 +15,10 @@ from janus.common.errors import UserError
 from janus.common.files import write_folder
 from janus.prompts import SYSTEM_TEXT
 from janus.tokens import SPECIAL_NAMES
+from pipelines.datafolder import read_revisions, write_revisions
 from pipelines.sample import datasets
 from pipelines.sample.palette import write_model
-from pipelines.sources import load_sources, read_revisions, write_revisions
+from pipelines.sources import load_sources
 
 VERSION = 3
 """Raised whenever the same seed comes to give other data."""
@@ -42,7 +43,7 @@ def write_sample(data: Path, seed: int) -> None:
     def fill(folder: Path) -> None:
         texts = []
         for source in load_sources():
-            texts += getattr(datasets, f"write_{source.adapter}")(folder / source.folder, seed)
+            texts += getattr(datasets, f"write_{source.name.replace('-', '_')}")(folder / source.folder, seed)
             write_revisions(folder, {source.name: mark})
         write_tokenizer(folder / "tokenizer", texts)
         write_model(folder / "tiny", folder / "tokenizer")

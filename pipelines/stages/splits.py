@@ -13,8 +13,13 @@
 4. If upstream's splits put a picture (or a near-duplicate) or a question on two sides, only the rows of the
    highest side are kept (train < validation < test): the others are a `leak`.
 
-A question is a user turn, lower-cased, with white space collapsed; for text-to-image it is the caption.
-Near-duplicates are pictures whose perceptual hashes differ in at most `shards.duplicates.NEAR` of their bits.
+Rows that are appended never move those that are there. A new row that repeats an old one is a `duplicate`;
+one that is joined to old rows goes to their side; if they are on two, or upstream puts it on another, it is
+a `leak`. Other components become validation as in 3, counting what is there.
+
+A question is a user turn, lower-cased, with white space collapsed; for text-to-image it is the caption. One
+that is only a form ("Describe the picture", `shards.compare.duplicates.telling`) joins nothing.
+Near-duplicates are pictures whose perceptual hashes differ in at most `NEAR` (of that module) of their bits.
 """
 
 from collections.abc import Sequence
@@ -26,24 +31,31 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from janus.prompts import SPLITS
-from shards.duplicates import hash_keys, normalised
+from shards.compare.duplicates import hash_keys, normalised, telling
 
 
 def assign_splits(rows: pl.DataFrame, seed: int, fraction: float) -> pl.DataFrame:
     """The rows with two more columns: `side` (null: rejected) and `reason` (null: kept).
 
-    rows: sample_id, source, source_key, task, sha256, image_sha256, picture_hash, split (upstream's, or null)
-    and questions (list of the user turns); any order, which is kept. fraction: share of rows for validation.
+    rows: sample_id, source, source_key, sha256, split (upstream's, or null), and lists: image_sha256,
+    picture_hash and questions (the user turns); any order, which is kept. fraction: share for validation.
+    Where rows are appended, `old` rows were there before, on the side `pinned` (null: rejected).
     """
     rows = rows.with_row_index("row")
+    if "old" not in rows.columns:
+        rows = rows.with_columns(old=pl.lit(False), pinned=pl.lit(None, pl.String))
     reasons = _duplicates(rows)
+    lost = rows.filter(pl.col("old") & pl.col("pinned").is_null()).select("row", reason=pl.lit("leak"))
+    reasons = pl.concat([reasons, lost.join(reasons, on="row", how="anti")])
     kept = rows.join(reasons, on="row", how="anti")
-    keys = _keys(kept)
+    keys = _keys(kept, fraction)
     lacking = lacking_train(rows)
     freed = pl.col("source").is_in(lacking) & (pl.col("split") == "validation")
     kept = kept.with_columns(split=pl.when(~freed.fill_null(False)).then("split"))
     sides = _sides(kept, keys, lacking, seed, fraction)
-    leaks = kept.filter(pl.Series(_leaks(sides, keys))).select("row", reason=pl.lit("leak"))
+    leaks = kept.filter(pl.Series(_leaks(sides, keys, kept["old"].to_numpy()))).select(
+        "row", reason=pl.lit("leak")
+    )
     placed = kept.select("row", side=pl.Series(np.array(SPLITS)[sides], dtype=pl.String))
     return (
         rows.join(pl.concat([reasons, leaks]), on="row", how="left")
@@ -68,7 +80,8 @@ def stable_hash(seed: int, names: Sequence[str]) -> np.ndarray:
 
 def _duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     """(row, reason) of every row that repeats another."""
-    ordered = rows.sort("source", "source_key", "row")
+    first = pl.col("pinned").is_null(), ~pl.col("old")
+    ordered = rows.sort(*first, "source", "source_key", "row")
     repeats = ~pl.col("sha256").is_first_distinct()
     by_content = ordered.filter(repeats).select("row", reason=pl.lit("duplicate"))
     repeats_id = ~pl.col("sample_id").is_first_distinct()
@@ -76,15 +89,17 @@ def _duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([by_content, by_id])
 
 
-def _keys(kept: pl.DataFrame) -> np.ndarray:
+def _keys(kept: pl.DataFrame, fraction: float) -> np.ndarray:
     """(links, 2): row number and the number of a picture, pair of near-duplicates or question it holds."""
-    rows = kept.select("image_sha256", "picture_hash", "questions").with_row_index("at")
-    pictures = rows.select("at", key="p" + pl.col("image_sha256")).drop_nulls()
-    hashed = rows.select("at", "picture_hash").drop_nulls()
+    rows = kept.select("source", "image_sha256", "picture_hash", "questions").with_row_index("at")
+    pictures = rows.select("at", key="image_sha256").explode("key").drop_nulls()
+    pictures = pictures.select("at", key="p" + pl.col("key"))
+    hashed = rows.select("at", "picture_hash").explode("picture_hash").drop_nulls()
     alike = hashed.join(hash_keys(hashed["picture_hash"]), on="picture_hash")
     alike = alike.select("at", key="n" + pl.col("key"))
-    questions = rows.select("at", key="questions").explode("key").drop_nulls()
-    questions = questions.select("at", key="q" + normalised(pl.col("key")))
+    questions = rows.select("at", "source", key="questions").explode("key").drop_nulls()
+    questions = telling(questions.with_columns(normalised(pl.col("key"))), fraction)
+    questions = questions.select("at", key="q" + pl.col("key"))
     links = pl.concat([pictures, alike, questions])
     _, numbers = np.unique(links["key"].to_numpy(), return_inverse=True)
     return np.stack([links["at"].to_numpy().astype(np.int64), numbers.reshape(-1)], axis=1)
@@ -93,16 +108,31 @@ def _keys(kept: pl.DataFrame) -> np.ndarray:
 def _sides(
     kept: pl.DataFrame, keys: np.ndarray, lacking: list[str], seed: int, fraction: float
 ) -> np.ndarray:
-    """int8 (rows,): upstream's side, else that of the row's component."""
-    upstream = kept["split"].replace_strict({name: i for i, name in enumerate(SPLITS)}, return_dtype=pl.Int8)
-    free = upstream.is_null().to_numpy()
-    sides = upstream.fill_null(0).to_numpy().copy()
+    """int8 (rows,): the side where the row was, upstream's, else that of the row's component."""
+    given = kept.select(pl.coalesce("pinned", "split")).to_series()
+    given = given.replace_strict({name: i for i, name in enumerate(SPLITS)}, return_dtype=pl.Int8)
+    sides = given.fill_null(-1).to_numpy().copy()
+    free = sides < 0
     if free.any():
-        component = _components(len(kept), keys[free[keys[:, 0]]])[free]
-        rows = kept.filter(pl.Series(free)).with_columns(component=pl.Series(component))
-        chosen = _validation_components(rows, lacking, seed, fraction)
-        sides[free] = np.isin(component, chosen).astype(np.int8)
+        links = keys[free[keys[:, 0]]]
+        component = _components(len(kept), links)
+        held = _highest(kept["old"].to_numpy(), sides, keys)  # of each key, by old rows
+        joined = np.full(component.max() + 1, -1, np.int8)
+        np.maximum.at(joined, component[links[:, 0]], held[links[:, 1]])
+        sides[free] = joined[component[free]]
+        rows = kept.with_columns(component=pl.Series(component), at=pl.Series(sides))
+        chosen = _validation_components(rows.filter(pl.col("split").is_null()), lacking, seed, fraction)
+        left = sides < 0
+        sides[left] = np.isin(component[left], chosen)
     return sides
+
+
+def _highest(rows: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """int8 (keys,): the highest side of some rows (bool) that hold the key, -1 where none does."""
+    highest = np.full(keys[:, 1].max(initial=-1) + 1, -1, np.int8)
+    keys = keys[rows[keys[:, 0]]]
+    np.maximum.at(highest, keys[:, 1], sides[keys[:, 0]])
+    return highest
 
 
 def _components(rows: int, keys: np.ndarray) -> np.ndarray:
@@ -113,9 +143,11 @@ def _components(rows: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _validation_components(rows: pl.DataFrame, lacking: list[str], seed: int, fraction: float) -> np.ndarray:
-    """The components that become validation. rows: with their `component`."""
+    """The components that become validation. rows: with their `component`, and `at`: a side, -1 if free."""
     at_least = pl.when(pl.col("source").is_in(lacking)).then(1.0).otherwise(0.0)
-    counts = rows.with_columns(wanted=pl.max_horizontal(fraction * pl.len().over("source"), at_least))
+    there = (pl.col("at") == 1).sum().over("source")
+    wanted = pl.max_horizontal(fraction * pl.len().over("source"), at_least) - there
+    counts = rows.with_columns(wanted=wanted).filter(pl.col("at") < 0)
     counts = counts.group_by("component", "source").agg(
         rows=pl.len(), wanted=pl.col("wanted").first(), smallest=pl.col("sample_id").min()
     )
@@ -126,10 +158,12 @@ def _validation_components(rows: pl.DataFrame, lacking: list[str], seed: int, fr
     return ranked.filter(before < pl.col("wanted"))["component"].to_numpy()
 
 
-def _leaks(sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """bool (rows,): the row has a picture or question that a higher side has too."""
-    highest = np.zeros(keys[:, 1].max(initial=-1) + 1, sides.dtype)
-    np.maximum.at(highest, keys[:, 1], sides[keys[:, 0]])
+def _leaks(sides: np.ndarray, keys: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """bool (rows,): the row holds a key that a higher side holds too, or an old row of a lower one."""
+    rows, held = keys.T
     leaks = np.zeros(len(sides), bool)
-    leaks[keys[highest[keys[:, 1]] > sides[keys[:, 0]], 0]] = True
-    return leaks
+    lowest = len(SPLITS) - 1 - _highest(old, len(SPLITS) - 1 - sides, keys)  # beyond all sides: no old row
+    leaks[rows[lowest[held] < sides[rows]]] = True
+    highest = _highest(old | ~leaks, sides, keys)
+    leaks[rows[highest[held] > sides[rows]]] = True
+    return leaks & ~old

@@ -21,6 +21,7 @@ from janus.common.files import write_file
 from pipelines.pool import Chunk, chunks_of
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, INDEX_ROWS, ImageRows, read_table, table_writer, write_table
+from shards.pictures import DRAWN
 
 
 def run(work: Path, model: str, device: str) -> dict[str, Any]:
@@ -31,8 +32,9 @@ def run(work: Path, model: str, device: str) -> dict[str, Any]:
     """
     images = require_stage("images", work)
     encoder: dict[str, Any] = {"encoder_sha256": None, "weights": None}
-    folder = open_model(model)
-    if images["notes"]["images"]["generation"]:
+    folder: ModelFolder | None = None
+    if images["notes"]["images"][DRAWN]:
+        folder = open_model(model)
         prepared, expected = images["inputs"]["preparation"]["image_size"], folder.config.vision.image_size
         if prepared != expected:
             raise UserError(
@@ -51,9 +53,11 @@ def run(work: Path, model: str, device: str) -> dict[str, Any]:
         parts.mkdir(parents=True, exist_ok=True)
         for other in set(parts.parent.iterdir()) - {parts}:
             shutil.rmtree(other)
-        rows = ImageRows(work / "images", "generation")
-        chunks = chunks_of(work / "images" / "generation.index.arrow", parts, "codes")
-        _encode_missing(chunks, rows, folder, device)
+        rows = ImageRows(work / "images", DRAWN, images["inputs"]["pixels"])
+        chunks = []
+        if folder:
+            chunks = chunks_of(work / "images" / f"{DRAWN}.index.arrow", parts, "codes")
+            _encode_missing(chunks, rows, folder, device)
         with table_writer(out / "codes.arrow", CODE_SCHEMA) as writer:
             for chunk in chunks:
                 writer.write_table(read_table(chunk.out))
@@ -79,8 +83,9 @@ def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolde
         for chunk, image_sha256 in missing.items():
             codes = []
             for row in range(len(image_sha256)):
-                codes.append(encode(rows.pixels(chunk.batch * INDEX_ROWS + row)))
-                advance()
+                picture = chunk.batch * INDEX_ROWS + row
+                codes.append(encode(rows.pixels(picture, folder.config.vision.image_size)))
+                advance(1)
             table = pa.table([image_sha256, pa.array(codes, CODE_SCHEMA.types[1])], schema=CODE_SCHEMA)
             write_file(chunk.out, partial(write_table, table=table))
 

@@ -1,15 +1,18 @@
 """Stage write: rows, tokens, pictures and codes → shuffled shards, one folder, published whole.
 
-Small columns decide which row goes where; the shards are then streamed a few rows at a time.
+Small columns decide which row goes where (`plan`); the shards are then streamed a few rows at a time. Where
+the folder holds what the first generations gave (`append`), its files stay and new ones follow.
 """
 
 import shutil
-from collections.abc import Mapping
-from itertools import product
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -20,14 +23,26 @@ from janus.images import ImagePreparation
 from janus.prompts import SPLITS, TASKS
 from janus.tokens import TOKENIZER_FILES
 from pipelines import tables
-from pipelines.stage import CODE_VERSION, STAGE_FILE, gather_rejects, require_stage, run_stage
-from pipelines.stages.splits import assign_splits, lacking_train, stable_hash
-from shards.duplicates import write_pictures
-from shards.manifest import MANIFEST, Manifest, ShardEntry, SourceCounts, write_manifest
+from pipelines.stage import CODE_VERSION, STAGE_FILE, rejects_of, run_stage
+from pipelines.stages.append import Old, note_published, published
+from pipelines.stages.plan import BEFORE, Outputs, plan_rows
+from shards.compare.duplicates import write_hashes
+from shards.manifest import (
+    MANIFEST,
+    Generation,
+    Manifest,
+    PictureEntry,
+    ShardEntry,
+    SourceCounts,
+    write_manifest,
+)
+from shards.pictures import DRAWN, FOLDER, UNDERSTOOD
 from shards.schema import CONTENT_SCHEMA
-from shards.write import BATCH_ROWS, publish, write_shards
+from shards.write import publish, write_pictures, write_shards
 
-BEFORE = ("ingest", "tokenize", "images", "vq")
+JOINED_ROWS = 256
+"""Rows that are joined at a time."""
+
 EXAMPLES = 3
 """Rejected rows named per reason in the manifest."""
 
@@ -45,23 +60,25 @@ def run(
 
     Raises UserError if a stage before has not run, `out` holds something else, or another build writes it.
     """
-    done = {name: require_stage(name, work) for name in BEFORE}
+    outputs = Outputs.of(work)
     files = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
     chosen = {"keep_images": keep_images, "validation_fraction": validation_fraction, "seed": seed}
     inputs = {
-        "stages": {name: stage["fingerprint"] for name, stage in done.items()},
+        "stages": [{name: stage["fingerprint"] for name, stage in done.items()} for done in outputs.done],
         "out": str(out.absolute()),
         "tokenizer": {path.name: hash_file(path) for path in files},
         "format": format,
+        "code_version": CODE_VERSION,
         **chosen,
     }
-    tmp = out.with_name(f".tmp-{out.name}")
+    tmp, aside = (out.with_name(f".{name}-{out.name}") for name in ("tmp", "old"))
 
     def body(folder: Path) -> dict[str, Any]:
         try:
-            shutil.rmtree(tmp, ignore_errors=True)
             copy_tokenizer(tokenizer, tmp / "tokenizer")
-            notes = _write(work, folder, tmp, done, format, chosen)
+            old = Old.of(out, known, inputs)
+            notes = _write(outputs, folder, tmp, old, format, chosen)
+            note_published(work, tmp, inputs, old)
             publish(tmp, out)
             return notes
         except OSError:
@@ -71,109 +88,102 @@ def run(
     out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another build is writing this folder; wait for its end, or give another --out"
     with exclusive_lock(out.with_name(f".lock-{out.name}"), busy):
-        manifest, mark = out / MANIFEST, work / "write" / STAGE_FILE
-        if mark.is_file():  # it only counts while the shards it describes are in `out`
-            published = require_stage("write", work)["notes"]["manifest_sha256"]
-            if not manifest.is_file() or hash_file(manifest) != published:
-                mark.unlink()
+        shutil.rmtree(tmp, ignore_errors=True)  # of a build that was killed
+        if aside.is_dir() and not out.exists():  # killed between the renames of publishing
+            aside.rename(out)
+        known = published(work, out)
+        if known != inputs:  # stage.json only counts while the shards it describes are in `out`
+            (work / "write" / STAGE_FILE).unlink(missing_ok=True)
         return run_stage("write", work, inputs, body)
 
 
 def _write(
-    work: Path, folder: Path, out: Path, done: Mapping[str, Any], format: str, chosen: Mapping[str, Any]
+    outputs: Outputs, folder: Path, out: Path, old: Old | None, format: str, chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Shards and manifest into `out`, which already holds the tokenizer; gives the notes of stage.json."""
-    plan, rejected, divided = plan_rows(work, done, chosen["seed"], chosen["validation_fraction"])
+    sides, known = (old.sides(), old.generations) if old else ({}, 0)
+    plan, rejected, divided = plan_rows(outputs, chosen["seed"], chosen["validation_fraction"], sides, known)
     for source in divided:
         click.echo(f"write: {source} has no train rows here, so its validation rows are divided by hash")
-    tables.write_rejects(folder, rejected.to_dicts())
-    rejects = pl.concat([gather_rejects(work, BEFORE), rejected])
-    examples = rejects.group_by("source", "stage", "reason", maintain_order=True).head(EXAMPLES)
-    examples = examples.select(rejects.columns).sort("source", "reason", "source_key")
-    pictures = plan.drop_nulls("image_position").select("image_sha256", "picture_hash").unique()
-    preparation = ImagePreparation.from_folder(out / "tokenizer")
-    read, codes = done["ingest"]["notes"]["read"], done["vq"]["notes"]
-    written = dict(plan.group_by("source").len().iter_rows())
-    counts = {}
-    for name, rows in read.items():
-        reasons = dict(_counted(rejects.filter(source=name), "reason"))
-        counts[name] = SourceCounts(rows, reasons, written.get(name, 0))
+    tables.write_rejects(folder, rejected.drop("old").to_dicts())
+    rejects = pl.concat([*_rejects_before(outputs, known), rejected])
+    new, fresh = plan.filter(~pl.col("old")), rejects.filter(~pl.col("old"))
+    if old:
+        old.link(out)
+        stay = f"{plan.height - new.height:,} that stay as they are"
+        click.echo(f"write: {new.height:,} rows are appended to {stay}")
+        divided = sorted({*divided, *old.manifest.recipe["validation_divided"]})
+    first = Counter(entry.path.rpartition("-")[0] for entry in (old.manifest.files if old else ()))
+    shards = _write_shards(outputs, out, new, format, first)
+    pictures = _write_pictures(outputs, out, plan, chosen["keep_images"], format, first)
+    counts = _count_sources(outputs.done[known:], new, fresh)
     manifest = Manifest(
         format=format,
-        tokenizer={"sha256": hash_file(out / "tokenizer" / "tokenizer.json"), "folder": "tokenizer"},
-        preprocessing={
-            **preparation.asdict(),
-            "pictures_sha256": write_pictures(out, pictures.sort("image_sha256").to_arrow()),
+        **_describe(outputs, out, plan, rejects, {**chosen, "validation_divided": divided}),
+        counts=counts,
+        shards=shards,
+        pictures=pictures,
+        generations=(Generation(counts, (*(e.path for e in shards), *(e.path for e in pictures))),),
+    )
+    write_manifest(out, old.extended(manifest) if old else manifest)
+    return {
+        "manifest_sha256": hash_file(out / MANIFEST),
+        "written": _counted(plan, "task", "source", "side"),
+        "rejected": _counted(rejects, "source", "stage", "reason"),
+        "read": _read(outputs.done),
+    }
+
+
+def _rejects_before(outputs: Outputs, known: int) -> Iterator[pl.DataFrame]:
+    """The rejects of the stages before, generation after generation. old: they are of the first `known`."""
+    for number, folder in enumerate(outputs.folders):
+        yield rejects_of(folder, BEFORE).select(pl.lit(number < known).alias("old"), pl.all())
+
+
+def _count_sources(
+    done: Sequence[Mapping[str, Any]], plan: pl.DataFrame, rejects: pl.DataFrame
+) -> dict[str, SourceCounts]:
+    """What became of the rows of some generations, by source."""
+    written, counts = dict(plan.group_by("source").len().iter_rows()), {}
+    for name, read in _read(done).items():
+        reasons = dict(_counted(rejects.filter(source=name), "reason"))
+        counts[name] = SourceCounts(read, reasons, written.get(name, 0))
+    return counts
+
+
+def _read(done: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Raw rows of each source in some generations."""
+    read: Counter[str] = Counter()
+    for stages in done:
+        read.update(stages["ingest"]["notes"]["read"])
+    return dict(read)
+
+
+def _describe(
+    outputs: Outputs, out: Path, plan: pl.DataFrame, rejects: pl.DataFrame, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the manifest says of tokenizer, pictures, codes and recipe, all generations'."""
+    done = outputs.done[-1]
+    examples = rejects.group_by("source", "stage", "reason", maintain_order=True).head(EXAMPLES)
+    examples = examples.select(tables.REJECT_SCHEMA.names).sort("source", "reason", "source_key")
+    codes = [one["vq"]["notes"] for one in outputs.done if one["vq"]["notes"]["images"]]
+    return {
+        "tokenizer": {"sha256": hash_file(out / "tokenizer" / "tokenizer.json"), "folder": "tokenizer"},
+        "preprocessing": {
+            **ImagePreparation.from_folder(out / "tokenizer").asdict(),
+            "pixels": done["images"]["inputs"]["pixels"],
+            "hashes_sha256": _write_hashes(outputs, plan, out),
         },
-        recipe={
+        "recipe": {
             "sources": done["ingest"]["inputs"]["sources"],
             "code_version": CODE_VERSION,
             "max_length": done["tokenize"]["inputs"]["max_length"],
             "pillow": done["images"]["inputs"]["pillow"],
             **chosen,
-            "validation_divided": divided,
             "reject_examples": examples.to_dicts(),
         },
-        vq={name: codes[name] for name in ("encoder_sha256", "weights")} if codes["images"] else None,
-        counts=counts,
-        shards=_write_shards(work, out, done, plan, chosen["keep_images"], preparation.image_size, format),
-    )
-    write_manifest(out, manifest)
-    return {
-        "manifest_sha256": hash_file(out / MANIFEST),
-        "written": _counted(plan, "task", "source", "side"),
-        "rejected": _counted(rejects, "source", "stage", "reason"),
-        "read": read,
+        "vq": {name: codes[-1][name] for name in ("encoder_sha256", "weights")} if codes else None,
     }
-
-
-def plan_rows(
-    work: Path, done: Mapping[str, Any], seed: int, fraction: float
-) -> tuple[pl.DataFrame, pl.DataFrame, list[str]]:
-    """The rows to write in their order, the rejects of this stage, and the sources `lacking_train`.
-
-    done: stage.json of ingest and tokenize. The rows have sample_id, source, task, side, position, and of
-    their picture image_sha256, picture_hash, image_position (in the index of its kind; null for text).
-    """
-    usable = _usable_rows(work, done)
-    placed = assign_splits(usable, seed, fraction)
-    rejected = placed.drop_nulls("reason")
-    rejected = rejected.with_columns(stage=pl.lit("write"), detail=pl.lit(None, pl.String))
-    kept = placed.filter(pl.col("reason").is_null())
-    kept = kept.sort(pl.Series(stable_hash(seed, kept["sample_id"].to_list())), "sample_id")
-    columns = ["sample_id", "source", "task", "side", "position"]
-    columns += ["image_sha256", "picture_hash", "image_position"]
-    return kept.select(columns), rejected.select(tables.REJECT_SCHEMA.names), lacking_train(usable)
-
-
-def _usable_rows(work: Path, done: Mapping[str, Any]) -> pl.DataFrame:
-    """Rows that tokenize and images kept, with what `assign_splits` needs."""
-    columns = ["task", "source", "split", "source_key", "history", "prompt", "image_sha256", "sha256"]
-    files = tables.row_files(work, done["ingest"]["notes"]["read"])
-    rows = tables.read_columns(files, tables.ROW_SCHEMA, columns)
-    lengths = tables.read_columns(_token_files(work, done), tables.TOKEN_SCHEMA, ["num_tokens"])
-    users = pl.col("history").list.eval(pl.element().struct.field("user"))
-    rows = rows.select(
-        pl.exclude("history", "prompt"),
-        position=pl.int_range(pl.len(), dtype=pl.Int64),
-        sample_id=pl.concat_str("source", "source_key", separator="/"),
-        questions=pl.concat_list(users, "prompt"),
-    )
-    rows = rows.filter(lengths["num_tokens"].is_not_null())
-    images = pl.concat(_picture_index(work, task) for task in tables.KINDS)
-    rows = rows.join(images, on=["task", "image_sha256"], how="left", maintain_order="left")
-    return rows.filter(~pl.col("task").is_in(list(tables.KINDS)) | pl.col("image_position").is_not_null())
-
-
-def _picture_index(work: Path, task: str) -> pl.DataFrame:
-    """The task's prepared pictures, and their position in the index."""
-    file = work / "images" / f"{tables.KINDS[task]}.index.arrow"
-    index = tables.read_columns([file], tables.INDEX_SCHEMA, ["image_sha256", "picture_hash"])
-    return index.with_columns(task=pl.lit(task), image_position=pl.int_range(pl.len(), dtype=pl.Int64))
-
-
-def _token_files(work: Path, done: Mapping[str, Any]) -> list[Path]:
-    return [work / "tokenize" / part for part in done["tokenize"]["notes"]["parts"]]
 
 
 def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
@@ -181,26 +191,52 @@ def _counted(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     return frame.group_by(columns).len().sort(columns).rows()
 
 
-def _write_shards(
-    work: Path, out: Path, done: Mapping[str, Any], plan: pl.DataFrame, keep: bool, size: int, format: str
-) -> tuple[ShardEntry, ...]:
-    """Join the plan's rows from all tables, a few at a time. keep: text-to-image originals too."""
-    rows = tables.RandomRows(tables.row_files(work, done["ingest"]["notes"]["read"]), tables.ROW_SCHEMA)
-    tokens = tables.RandomRows(_token_files(work, done), tables.TOKEN_SCHEMA)
-    codes = tables.RandomRows([work / "vq" / "codes.arrow"], tables.CODE_SCHEMA)
-    images = {task: tables.ImageRows(work / "images", kind) for task, kind in tables.KINDS.items()}
+def _used(plan: pl.DataFrame, kind: str) -> pl.Series:
+    """The places of the pictures of a kind that rows of the plan show, sorted."""
+    return plan[kind].explode().drop_nulls().unique().sort()
 
-    def join(part: pl.DataFrame, task: str) -> pa.RecordBatch:
+
+def _write_hashes(outputs: Outputs, plan: pl.DataFrame, out: Path) -> str:
+    """The perceptual hashes of the pictures in the plan; gives the file's sha256."""
+    index = outputs.pictures()
+    used = [
+        index.filter((pl.col("kind") == kind) & pl.col("image_position").is_in(_used(plan, kind).implode()))
+        for kind in tables.KIND_OF.values()
+    ]
+    distinct = pl.concat(used).select("image_sha256", "picture_hash").unique().sort("image_sha256")
+    return write_hashes(out, distinct.to_arrow())
+
+
+def _write_pictures(
+    outputs: Outputs, out: Path, plan: pl.DataFrame, keep_images: bool, format: str, first: Counter[str]
+) -> tuple[PictureEntry, ...]:
+    """Each picture that a new row reads and no old one; with keep_images each that it draws, too."""
+    entries: list[PictureEntry] = []
+    codec = outputs.done[-1]["images"]["inputs"]["pixels"]
+    for kind in (UNDERSTOOD, *([DRAWN] if keep_images else [])):
+        places = sorted(set(_used(plan, kind)) - set(_used(plan.filter("old"), kind)))
+        first_folder, *later = outputs.files("images")
+        pictures = tables.ImageRows(first_folder, kind, codec, later).take(places)
+        entries += write_pictures(pictures, out, kind, codec, format, first=first[f"{FOLDER}/{kind}"])
+    return tuple(entries)
+
+
+def _write_shards(
+    outputs: Outputs, out: Path, plan: pl.DataFrame, format: str, first: Counter[str]
+) -> tuple[ShardEntry, ...]:
+    """Join the plan's rows from all tables, a few at a time. first: how many files there are, by path."""
+    rows = tables.RandomRows(list(chain(*outputs.rows())), tables.ROW_SCHEMA)
+    tokens = tables.RandomRows(outputs.tokens(), tables.TOKEN_SCHEMA)
+    codes = tables.RandomRows(outputs.files("vq/codes.arrow"), tables.CODE_SCHEMA)
+
+    def join(part: pl.DataFrame) -> pa.RecordBatch:
         """These rows of the plan in the columns of CONTENT_SCHEMA."""
-        positions, pictures = part["position"].to_numpy(), part["image_position"]
-        columns = dict.fromkeys(("image", "image_tokens"), pa.nulls(part.height))
+        positions = part["position"].to_numpy()
+        columns: dict[str, pa.Array] = {}
         for table in (rows.take(positions), tokens.take(positions)):
             columns |= {name: table[name].combine_chunks() for name in table.column_names}
         columns |= {"sample_id": part["sample_id"].to_arrow(), "split": part["side"].to_arrow()}
-        if task == "vqa" or (task == "t2i" and keep):
-            columns["image"] = images[task].take(pictures)
-        if task == "t2i":
-            columns["image_tokens"] = codes.take(pictures.to_numpy())["image_tokens"].combine_chunks()
+        columns["image_tokens"] = _codes(codes, part[DRAWN])
         arrays = [columns[field.name].cast(field.type) for field in CONTENT_SCHEMA]
         advance(part.height)
         return pa.RecordBatch.from_arrays(arrays, schema=CONTENT_SCHEMA)
@@ -209,6 +245,17 @@ def _write_shards(
     with track("write", plan.height) as advance:
         for split, task in product(SPLITS, TASKS):
             chosen = plan.filter(side=split, task=task)
-            batches = (join(part, task) for part in chosen.iter_slices(BATCH_ROWS[task]))
-            entries += write_shards(batches, out, split=split, task=task, image_size=size, format=format)
+            batches = (join(part) for part in chosen.iter_slices(JOINED_ROWS))
+            number = first[f"{split}/{task}"]
+            entries += write_shards(batches, out, split=split, task=task, format=format, first=number)
     return tuple(entries)
+
+
+def _codes(codes: tables.RandomRows, drawn: pl.Series) -> pa.ListArray:
+    """The image tokens of each row, those of its pictures one after the other. drawn: lists of places."""
+    if not (counts := drawn.list.len().fill_null(0).to_numpy()).any():
+        return pa.array([[]] * len(drawn), pa.list_(pa.uint16()))
+    places = drawn.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    taken = codes.take(places)["image_tokens"].combine_chunks()
+    offsets = np.asarray(taken.offsets)[np.append(0, np.cumsum(counts, dtype=np.int64))]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), taken.values)

@@ -12,6 +12,7 @@ from janus.common.console import track
 from janus.common.page import picture_uri
 from janus.prompts import SPLITS
 from shards.manifest import TOKENIZER
+from shards.pictures import DRAWN, Pictures
 from shards.read import ShardSet
 from shards.schema import Sample
 
@@ -19,6 +20,7 @@ SEED = 0
 PICTURE_BYTES = 12_000_000  # of all pictures; base64 makes them a third larger: the page stays under 20 MB
 TEXT_CHARACTERS = 2_500_000  # of all samples; each field is cut at its share, but not below a screenful
 _FIELDS_PER_SAMPLE, _SCREENFUL, _LONGEST = 4, 500, 6000
+_MESSAGES = 12  # the last ones of a sample
 
 Decode = Callable[[np.ndarray], np.ndarray]
 """VQ codes (T,) to a uint8 picture (H, W, 3)."""
@@ -65,42 +67,68 @@ def cards(shards: ShardSet, chosen: pl.DataFrame, decode: Decode | None) -> list
     """What the page shows of each chosen row. Raises UserError that names a damaged row."""
     tokenizer = Tokenizer.from_file(str(shards.folder / TOKENIZER))
     text_limit = max(_SCREENFUL, min(_LONGEST, TEXT_CHARACTERS // (_FIELDS_PER_SAMPLE * chosen.height)))
-    pictures = chosen.filter(pl.col("task") != "text").height * (2 if decode else 1)
-    picture_limit = PICTURE_BYTES // max(1, pictures)
+    pictures = chosen.select(pl.col("understood") + pl.col("drawn") * (2 if decode else 1))
+    picture_limit = PICTURE_BYTES // max(1, int(pictures.to_series().sum()))
     label = "reading samples, decoding codes" if decode else "reading samples"
     shown = []
     with track(label, chosen.height, "samples") as advance:
-        for split, task, index in chosen.select("split", "task", "index").iter_rows():
-            sample = shards.rows(split, task).read(index)
-            shown.append(_card(sample, tokenizer, decode, text_limit, picture_limit))
+        for row in chosen.iter_rows(named=True):
+            sample = shards.rows(row["split"], row["task"]).read(row["index"])
+            shown.append(_card(sample, shards.pictures[DRAWN], tokenizer, decode, text_limit, picture_limit))
             advance()
     return shown
 
 
 def _card(
-    sample: Sample, tokenizer: Tokenizer, decode: Decode | None, text_limit: int, picture_limit: int
+    sample: Sample,
+    originals: Pictures,
+    tokenizer: Tokenizer,
+    decode: Decode | None,
+    text_limit: int,
+    picture_limit: int,
 ) -> dict[str, Any]:
     """text_limit: characters of a field. picture_limit: bytes of a picture."""
     pieces = marked_pieces(sample, tokenizer)
     long = sum(len(text) for text, _ in pieces) > text_limit
     piece_limit = text_limit // len(pieces) if long else text_limit
-    pictures = []
-    if sample.image is not None:
-        pictures.append(("as the model sees it" if sample.task == "vqa" else "original", sample.image))
-    if decode is not None and sample.image_tokens is not None:
-        pictures.append(("its codes, decoded", decode(sample.image_tokens.astype(np.int32))))
+    pictures, messages = _conversation(sample, originals, decode)
     return {
         **{name: getattr(sample, name) for name in ("task", "source", "split")},
         "id": sample.sample_id,
-        "history": [[_cut(side, text_limit) for side in turn] for turn in sample.history[-4:]],
+        "messages": [
+            {"role": role, "text": _cut(text, text_limit), "pictures": own}
+            for role, text, own in messages[-_MESSAGES:]
+        ],
         "prompt": _cut(sample.prompt, text_limit),
         "answer": _cut(sample.answer, text_limit),
         "tokens": len(sample.input_ids),
         "supervised": int((sample.supervised[:, 1] - sample.supervised[:, 0]).sum()),
         "pieces": [[_cut(text, piece_limit), supervised] for text, supervised in pieces],
         "pictures": [[caption, picture_uri(pixels, picture_limit)] for caption, pixels in pictures],
-        "codes": 0 if sample.image_tokens is None else len(sample.image_tokens),
+        "codes": len(sample.image_tokens),
     }
+
+
+def _conversation(
+    sample: Sample, originals: Pictures, decode: Decode | None
+) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, str, list[int]]]]:
+    """Pictures with captions; and of each message its role, text and places of its pictures."""
+    shown, places = iter(sample.images), []
+    codes = iter(np.split(sample.image_tokens.astype(np.int32), max(1, len(sample.drawn))))
+    pictures: list[tuple[str, np.ndarray]] = []
+    for message in sample.messages:
+        first = len(pictures)
+        for name in message.pictures:
+            if message.role == "user":
+                pictures.append(("as the model sees it", next(shown)))
+                continue
+            codes_T = next(codes)
+            if name in originals:
+                pictures += [("original", original) for original in originals.read([name])]
+            if decode is not None:
+                pictures.append(("its codes, decoded", decode(codes_T)))
+        places.append((message.role, message.text, list(range(first, len(pictures)))))
+    return pictures, places
 
 
 def _cut(text: str, limit: int) -> str:
@@ -110,7 +138,7 @@ def _cut(text: str, limit: int) -> str:
 
 def marked_pieces(sample: Sample, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """The sample's tokens as text, cut where supervision begins or ends: (text, whether it is supervised)."""
-    spans = sample.supervised.tolist()
+    spans = sample.supervised[:, :2].tolist()
     edges = sorted({0, len(sample.input_ids), *chain.from_iterable(spans)})
     pieces = []
     for lo, hi in pairwise(edges):

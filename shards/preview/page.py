@@ -18,7 +18,10 @@ BINS = 32
 
 
 def row_table(shards: ShardSet) -> pl.DataFrame:
-    """One row per sample: split, task, source, index (in its split and task), tokens, supervised, bytes."""
+    """One row per sample: split, task, source, index (in its split and task), and numbers of it.
+
+    These are tokens, supervised, bytes, and understood and drawn pictures.
+    """
     tables = []
     for split, task in shards.splits_tasks():
         rows = shards.rows(split, task)
@@ -27,6 +30,8 @@ def row_table(shards: ShardSet) -> pl.DataFrame:
             "tokens": rows.num_tokens,
             "supervised": rows.supervised_tokens.astype("int64"),
             "bytes": rows.row_bytes(),
+            "understood": rows.understood,
+            "drawn": rows.drawn,
         }
         table = pl.DataFrame(columns).with_row_index("index")
         tables.append(table.with_columns(split=pl.lit(split), task=pl.lit(task)))

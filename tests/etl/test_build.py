@@ -15,17 +15,17 @@ import raw_data
 from commands import refusal
 from paths import HUB, ROOT, TOKENIZERS, needs_shared
 from PIL import Image
-from raw_data import build_command, files_of, picture, run_well, skipped, stages_of, vqa_row
+from raw_data import build_command, files_of, picture, run_well, skipped, vqa_row
 
-from bench.demo import look
+from bench.demo.proof import look
 from janus.images import ImagePreparation
 from janus.prompts import SPLITS
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from pipelines.cli import main
 from pipelines.sample.scenes import shuffled_scenes
-from pipelines.stages.write import plan_rows
+from pipelines.stages.plan import Outputs, plan_rows
 from pipelines.tables import read_table
-from shards.check import verify_folder
+from shards.compare.check import verify_folder
 from shards.manifest import load_manifest
 from shards.read import ShardSet
 
@@ -88,7 +88,13 @@ def test_every_row_is_written_or_explained(built: Path) -> None:
 
 
 def rows_of(root: Path, task: str) -> pl.DataFrame:
-    return pl.scan_ipc(f"{root / 'shards'}/**/*.arrow").filter(pl.col("task") == task).collect()
+    return pl.scan_ipc(f"{root / 'shards'}/*/{task}-*.arrow").collect()
+
+
+def pictures_of(root: Path) -> dict[str, list[str]]:
+    """The names of the pictures of each kind."""
+    files = sorted((root / "shards" / "pictures").glob("*.arrow"))
+    return {path.name.partition("-")[0]: pl.read_ipc(path)["image_sha256"].to_list() for path in files}
 
 
 def test_polars_reads_all_shards_and_codes_are_there(built: Path) -> None:
@@ -96,8 +102,10 @@ def test_polars_reads_all_shards_and_codes_are_there(built: Path) -> None:
     ids = pl.concat([rows["sample_id"] for rows in (text, vqa, t2i)])
     assert (len(ids), ids.n_unique()) == (1120, 1120)
     assert t2i["image_tokens"].list.len().to_list() == [576] * 3
-    assert t2i["image"].null_count() == 3
-    assert (vqa["image"].bin.size() == 384 * 384 * 3).all()
+    shown = vqa["messages"].list.first().struct.field("pictures").list.first()
+    held = pictures_of(built)["understanding"]
+    assert (len(shown), len(held), set(shown)) == (18, 6, set(held))  # each once
+    assert pictures_of(built).keys() == {"understanding"}
     both = text.filter(pl.col("prompt").str.to_lowercase().str.replace_all(r"\s+", " ") == "is 4 even?")
     assert (both.height, both["split"].n_unique()) == (2, 1)
     assert verify_folder(built / "shards") == []
@@ -118,15 +126,45 @@ def test_workers_do_not_change_the_bytes(built: Path, command: Callable, tmp_pat
     assert files_of(tmp_path / "shards") == files_of(built / "shards")
 
 
-def test_only_what_depends_on_a_change_runs_again(again: Path, command: Callable) -> None:
-    log = run_well(*command(again, "--seed", 1, "--keep-images"))
-    assert skipped(log) == ["ingest", "tokenize", "images", "vq"]
-    assert (rows_of(again, "t2i")["image"].bin.size() == 384 * 384 * 3).all()
-    shorter = command(again, "--seed", 1, "--max-length", 900)
-    assert skipped(run_well(*shorter)) == ["ingest", "images", "vq"]
+@pytest.mark.parametrize(
+    ("options", "unchanged"),
+    [
+        (("--seed", 1, "--keep-images"), "ingest tokenize images vq"),
+        (("--max-length", 900), "ingest images vq"),
+        (("--train-begin",), "ingest images vq"),
+        (("--strict-size",), "ingest tokenize"),
+    ],
+)
+def test_only_what_depends_on_a_change_runs_again(
+    again: Path, command: Callable, options: tuple, unchanged: str
+) -> None:
+    assert skipped(run_well(*command(again, *options))) == unchanged.split()
+    drawn = 0 if "--strict-size" in options else 3
+    assert (
+        len(rows_of(again, "t2i")) == drawn
+        if drawn
+        else not (again / "shards/train/t2i-00000.arrow").exists()
+    )
+    assert len(pictures_of(again).get("generation", [])) == (3 if "--keep-images" in options else 0)
     shutil.rmtree(again / "shards")
-    run_well(*shorter)
+    run_well(*command(again, *options))
     assert (again / "shards" / "manifest.json").is_file()
+
+
+def test_raw_pixels_are_the_same_pictures_and_change_no_row(
+    built: Path, again: Path, command: Callable
+) -> None:
+    assert skipped(run_well(*command(again, "--pixels", "raw"))) == ["ingest", "tokenize"]
+    coded, raw = (files_of(root / "shards") for root in (built, again))
+    assert {name for name in coded if coded[name] != raw[name]} == {
+        "manifest.json",
+        "pictures/understanding-00000.arrow",
+    }
+    names = pictures_of(built)["understanding"]
+    opened = [ShardSet.open(root / "shards") for root in (built, again)]
+    np.testing.assert_array_equal(*(shards.pictures["understanding"].read(names) for shards in opened))
+    small, large = (shards.manifest.pictures[0].bytes for shards in opened)
+    assert 10 * small < 6 * 3 * 384**2 < large  # they are of one colour each
 
 
 def test_webdataset_holds_the_same_samples(built: Path, again: Path, command: Callable) -> None:
@@ -136,7 +174,8 @@ def test_webdataset_holds_the_same_samples(built: Path, again: Path, command: Ca
     for pair in arrow.splits_tasks():
         one, other = arrow.rows(*pair), tar.rows(*pair)
         assert len(one) == len(other)
-        assert all(one.read(i).sha256 == other.read(i).sha256 for i in range(len(one)))
+        for i in range(len(one)):
+            np.testing.assert_equal(vars(one.read(i)), vars(other.read(i)))
 
 
 def test_too_many_rejects_stop_the_build(tmp_path: Path, sample_data: Path) -> None:
@@ -170,7 +209,7 @@ def planned(data: Path, work: Path, tokenizer: Path) -> tuple[Counter, list[str]
     run_well("ingest", "--data", data, "--work", work)
     for stage in ("tokenize", "images"):
         run_well(stage, "--work", work, "--tokenizer", tokenizer)
-    plan, rejected, divided = plan_rows(work, stages_of(work), 0, 0.05)
+    plan, rejected, divided = plan_rows(Outputs.of(work), 0, 0.05)
     assert rejected.height == 0
     return Counter(plan.select("task", "side").iter_rows()), divided
 

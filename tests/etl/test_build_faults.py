@@ -23,14 +23,14 @@ from PIL import Image
 from raw_data import build_command, files_of, picture, run_well, skipped, vqa_row
 
 from pipelines.tables import read_table
-from shards.check import verify_folder
+from shards.compare.check import verify_folder
 
 KILLS = 12
 OUT_OF_MEMORY = 300 << 20
 """Bytes at which a worker is killed, as the kernel does where memory ends."""
 
 PLACES = [f"work/.tmp-{stage}/*" for stage in ("ingest", "tokenize", "images", "write")]
-PLACES += [f".tmp-shards/{name}" for name in ("train/text*", "train/vqa*", "tokenizer", "manifest.json")]
+PLACES += [f".tmp-shards/{name}" for name in ("train/text*", "pictures/*", "tokenizer", "manifest.json")]
 """What is there while each part of a build is being written."""
 
 Command = Callable[[Path], list[str]]
@@ -38,7 +38,7 @@ Command = Callable[[Path], list[str]]
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,500 questions, and 90 pictures with a question each: 40 MB of shards."""
+    """1,500 questions, and 90 pictures with a question each: 40 MB of shards where pixels stay raw."""
     data = tmp_path_factory.mktemp("faults") / "data"
     rows = [{"pubid": i, "question": f"Is {i} even?", "long_answer": f"{i % 2 == 0}."} for i in range(1500)]
     raw_data.write_pubmedqa(data, rows)
@@ -51,7 +51,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(raw: Path, sample_data: Path) -> Command:
     tokenizer, python = sample_data / "tokenizer", (sys.executable, "-m", "pipelines")
-    return lambda root: [*python, *map(str, build_command(raw, root, tokenizer, "--workers", 2))]
+    options = ("--workers", 2, "--pixels", "raw")
+    return lambda root: [*python, *map(str, build_command(raw, root, tokenizer, *options))]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,10 +19,10 @@ from raw_data import build_command, picture, run_well, vqa_row, write_medical_vq
 from shard_factory import make_folder, make_row
 
 from janus.images import decode_image
-from shards import duplicates
 from shards.cli import main
-from shards.duplicates import BIT_BYTES, COLOUR, HASH_BYTES, NEAR, hash_keys, near_pairs, picture_hash
-from shards.manifest import PICTURES, load_manifest, write_manifest
+from shards.compare import duplicates
+from shards.compare.duplicates import BIT_BYTES, COLOUR, HASH_BYTES, NEAR, hash_keys, near_pairs, picture_hash
+from shards.manifest import HASHES, load_manifest, write_manifest
 
 BITS = 8 * BIT_BYTES
 GREY = bytes([128]) * (HASH_BYTES - BIT_BYTES)
@@ -135,7 +136,7 @@ def verify(folder: Path, *options: str) -> tuple[int, list[str]]:
 
 
 def test_near_duplicates_are_built_onto_one_side(built: Path) -> None:
-    rows = pl.scan_ipc(f"{built / 'shards'}/**/*.arrow").select("source_key", "split").collect()
+    rows = pl.scan_ipc(f"{built / 'shards'}/*/vqa-*.arrow").select("source_key", "split").collect()
     scenes = rows.with_columns(scene=pl.col("source_key").str.extract(r"^(\d+)-")).drop_nulls()
     assert (scenes.group_by("scene").agg(pl.col("split").n_unique())["split"] == 1).all()
     assert set(scenes["split"]) == {"train", "validation"}
@@ -154,13 +155,33 @@ def test_upstream_near_duplicates_across_splits_are_rejected(tmp_path: Path, sam
     assert (dict(counts.rejected), counts.written) == ({"leak": 1}, 4)
 
 
+def asked(*turns: object, answer: str = "yes") -> dict[str, Any]:
+    """A conversation: questions, and the last digits of the pictures that come before each."""
+    messages: list[dict] = []
+    pictures: list[str] = []
+    for turn in turns:
+        if isinstance(turn, int):
+            pictures.append(f"{turn:064x}")
+            continue
+        messages.append({"role": "user", "text": turn, "pictures": pictures})
+        messages.append({"role": "assistant", "text": answer, "pictures": []})
+        pictures = []
+    return {"messages": messages, "pixels": {f"{n:064x}": np.zeros((8, 8, 3), np.uint8) for n in range(10)}}
+
+
 @pytest.mark.parametrize("format", ["arrow", "webdataset"])
 def test_verify_names_questions_and_files_on_two_sides(tmp_path: Path, format: str) -> None:
-    history = [{"user": "is  it A SHARED question?", "assistant": "yes"}]
-    file, shared = {"image_sha256": "f" * 64}, {"prompt": "Is it a shared\n question?"}
-    changes = {"train": [{"prompt": "0"}, shared, file]}
-    changes["test"] = [{"history": history, "prompt": "What is it now?"}, {**file, "prompt": "Else?"}]
-    rows = {(s, "vqa"): [make_row("vqa", s, k, 8, **c) for k, c in enumerate(x)] for s, x in changes.items()}
+    """In any turn, whichever picture of a row it is; what the assistant says is no question."""
+    said = {
+        "train": [asked("0"), asked("Is it a shared\n question?"), asked(7, 8, "1"), asked("2", 9, "3")],
+        "test": [
+            asked("is  it A SHARED question?", "What is it now?"),
+            asked(6, 8, "Else?"),
+            asked("Other?", 9, "And?"),
+            asked(5, "More?", answer="0"),
+        ],
+    }
+    rows = {(s, "vqa"): [make_row("vqa", s, k, 8) | one for k, one in enumerate(x)] for s, x in said.items()}
     make_folder(tmp_path, rows, 8, format)
     assert verify(tmp_path)[0] == 0
     code, (first, *lines) = verify(tmp_path, "--leaks")
@@ -169,14 +190,41 @@ def test_verify_names_questions_and_files_on_two_sides(tmp_path: Path, format: s
     assert lines == [
         "train medical-vqa/train-1: the question is also in test medical-vqa/test-0",
         "train medical-vqa/train-2: the picture's file is also in test medical-vqa/test-1",
+        "train medical-vqa/train-3: the picture's file is also in test medical-vqa/test-2",
     ]
+
+
+def test_a_picture_drawn_in_train_and_shown_in_test_is_a_leak(tmp_path: Path) -> None:
+    drawn, shown = make_row("edit", "train", 0, 8), make_row("vqa", "test", 1, 8)
+    name = drawn["messages"][1]["pictures"][0]
+    shown["messages"][0]["pictures"] = [name]
+    shown["pixels"] = drawn["pixels"]
+    make_folder(tmp_path, {("train", "edit"): [drawn], ("test", "vqa"): [shown]}, 8)
+    code, lines = verify(tmp_path, "--leaks")
+    assert code == 1
+    assert lines[1:] == ["train edits/train-0: the picture's file is also in test medical-vqa/test-1"]
+
+
+@pytest.mark.parametrize(("count", "others", "leaks"), [(19, 0, True), (20, 0, False), (20, 390, True)])
+def test_a_question_that_is_only_a_form_is_no_leak(
+    tmp_path: Path, count: int, others: int, leaks: bool
+) -> None:
+    """One asked in 20 rows at least, and in more than 5 % of those of the source."""
+    texts = ["Describe the picture."] * count + [f"What is {i}?" for i in range(others)]
+    first, *train = [make_row("text", "train", key, prompt=text) for key, text in enumerate(texts)]
+    test = [{**first, "split": "test", "sample_id": "pubmedqa/test-0"}]
+    make_folder(tmp_path, {("train", "text"): train, ("test", "text"): test})
+    code, lines = verify(tmp_path, "--leaks")
+    assert (code, len(lines) - 1) == ((1, count - 1) if leaks else (0, 1))
 
 
 def test_verify_names_near_duplicate_pictures_and_an_edited_hash_file(built: Path, tmp_path: Path) -> None:
     """The built shards, their rows of validation said to be of pictures nearly the same as others."""
     folder = Path(shutil.copytree(built / "shards", tmp_path / "shards"))
-    pictures = pl.DataFrame(pl.from_arrow(pq.read_table(folder / PICTURES)))
-    rows = pl.scan_ipc(f"{folder}/**/*.arrow").select("sample_id", "split", "image_sha256").collect()
+    pictures = pl.DataFrame(pl.from_arrow(pq.read_table(folder / HASHES)))
+    rows = pl.scan_ipc(f"{folder}/*/vqa-*.arrow").select("sample_id", "split", "messages").collect()
+    names = pl.col("messages").list.first().struct.field("pictures").list.first()
+    rows = rows.select("sample_id", "split", image_sha256=names)
     held = rows.join(pictures, on="image_sha256").filter(pl.col("picture_hash").is_not_null())
     train, other = (
         held.filter(pl.col("split") == side).sort("sample_id").row(0) for side in ("train", "validation")
@@ -186,9 +234,9 @@ def test_verify_names_near_duplicate_pictures_and_an_edited_hash_file(built: Pat
     changed = pl.when(pl.col("image_sha256") == other[2]).then(pl.lit(np.packbits(near).tobytes()))
     changed = pictures.with_columns(picture_hash=changed.otherwise("picture_hash"))
     manifest = load_manifest(folder)
-    sha256 = duplicates.write_pictures(folder, changed.to_arrow())
-    assert verify(folder) == (1, ["pictures.parquet: sha256 differs from the manifest"])
-    preprocessing = {**manifest.preprocessing, "pictures_sha256": sha256}
+    sha256 = duplicates.write_hashes(folder, changed.to_arrow())
+    assert verify(folder) == (1, [f"{HASHES}: sha256 differs from the manifest"])
+    preprocessing = {**manifest.preprocessing, "hashes_sha256": sha256}
     write_manifest(folder, dataclasses.replace(manifest, preprocessing=preprocessing))
     says = f"train {train[0]}: nearly the same picture is also in validation {other[0]}"
     assert says in duplicates.find_leaks(folder)

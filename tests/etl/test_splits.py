@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from janus.prompts import SPLITS
 from pipelines.stages.splits import assign_splits, lacking_train
+from shards.compare.duplicates import BIT_BYTES, HASH_BYTES
 
 SCHEMA = {
-    **dict.fromkeys(("sample_id", "source", "source_key", "task", "sha256", "image_sha256"), pl.String),
-    "picture_hash": pl.Binary,
-    "split": pl.String,
+    **dict.fromkeys(("sample_id", "source", "source_key", "task", "sha256", "split"), pl.String),
+    "image_sha256": pl.List(pl.String),
+    "picture_hash": pl.List(pl.Binary),
     "questions": pl.List(pl.String),
 }
 
@@ -31,7 +32,7 @@ ROW = st.fixed_dictionaries(
     {
         "source": st.sampled_from(["a", "b", "roco"]),
         "source_key": st.integers(0, 40).map(str),
-        "image_sha256": st.none() | st.integers(0, 15).map(str),
+        "image_sha256": st.none() | st.lists(st.integers(0, 15).map(str), max_size=2),
         "questions": st.lists(st.integers(0, 25).map(lambda n: f"Q {n}"), min_size=1, max_size=2),
         "sha256": st.integers(0, 60).map(str),
     }
@@ -51,8 +52,7 @@ def test_no_key_on_two_sides_and_every_row_explained(rows, seed, fraction, rando
     assert kept["sample_id"].is_unique().all()
     assert kept["sha256"].is_unique().all()
     for key in ("image_sha256", "questions"):
-        sides = kept.explode(key) if key == "questions" else kept
-        sides = sides.drop_nulls(key).group_by(key).agg(pl.col("side").n_unique())
+        sides = kept.explode(key).drop_nulls(key).group_by(key).agg(pl.col("side").n_unique())
         assert (sides["side"] == 1).all()
     divided = pl.col("split").eq("validation") & pl.col("source").is_in(lacking_train(frame(rows)))
     upstream = kept.filter(pl.col("split").is_not_null() & ~divided)
@@ -83,11 +83,36 @@ def test_the_fraction_goes_to_validation_and_the_seed_decides_which() -> None:
 
 
 def test_a_component_larger_than_the_fraction_is_train() -> None:
-    rows = numbered(30, image_sha256="one picture") + numbered(100, "Else")
+    rows = numbered(30, image_sha256=["one picture"]) + numbered(100, "Else")
     for seed in range(10):
         side = assign_splits(frame(rows), seed, 0.05)["side"]
         assert set(side[:30]) == {"train"}
         assert (side[30:] == "validation").sum() == 7  # the fraction of all 130, from those that can move
+
+
+def test_rows_are_joined_by_any_of_their_pictures_and_near_duplicates() -> None:
+    """a – b by a picture, b – c by another, c – d by one nearly the same; e is on its own."""
+    grey = bytes([128]) * (HASH_BYTES - BIT_BYTES)
+    near = [bytes([0] * (BIT_BYTES - 1) + [bits]) + grey for bits in (0, 7)]
+    chain = [
+        {"image_sha256": ["1", "2"]},
+        {"image_sha256": ["3", "1"]},
+        {"image_sha256": ["4", "3"], "picture_hash": [near[0], None]},
+        {"image_sha256": ["5"], "picture_hash": [near[1]]},
+        {"image_sha256": ["6"], "picture_hash": [None]},
+    ]
+    rows = [{"source_key": f"c{i}", "questions": [f"C {i}"], **row} for i, row in enumerate(chain)]
+    sides = [assign_splits(frame(rows + numbered(95)), seed, 0.05)["side"][:5] for seed in range(60)]
+    assert all(side[:4].n_unique() == 1 for side in sides)
+    assert {tuple(side[3:]) for side in sides} >= {("train", "validation"), ("validation", "train")}
+
+
+def test_a_question_that_is_only_a_form_joins_nothing() -> None:
+    """Asked in twenty rows or more, and in more than the fraction of them."""
+    for count, others, joined in ((19, 0, True), (20, 0, False), (20, 381, True), (21, 379, False)):
+        rows = asking(["Describe the picture."] * count) + numbered(others)
+        sides = [assign_splits(frame(rows), seed, 0.05)["side"][:count] for seed in range(30)]
+        assert any(side.n_unique() > 1 for side in sides) != joined, (count, others)
 
 
 def test_questions_are_the_same_whatever_their_case_and_white_space() -> None:

@@ -112,12 +112,12 @@ def test_codes_and_decoded_pictures_equal_the_references() -> None:
 
 def test_every_picture_has_its_own_codes(encoded: Path, model: Path) -> None:
     codes = read_table(encoded / "vq" / "codes.arrow")
-    rows = ImageRows(encoded / "images", "generation")
+    rows = ImageRows(encoded / "images", "generation", "webp")
     assert codes["image_sha256"].to_pylist() == rows.index["image_sha256"].to_pylist()
     assert len(rows) == ARTWORKS + FIGURES
     encode = vq_encoder(open_model(str(model)))
     for i in (0, INDEX_ROWS, len(rows) - 1):
-        assert codes["image_tokens"][i].as_py() == encode(rows.pixels(i)).tolist()
+        assert codes["image_tokens"][i].as_py() == encode(rows.pixels(i, SIDE)).tolist()
     assert not (encoded / ".vq-parts").exists()
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from shard_factory import flip, make_folder, make_mixed, make_row
+from shard_factory import SOURCES, flip, make_folder, make_mixed, make_row
 
 from janus.common.errors import UserError
 from janus.common.files import hash_file
-from shards.check import verify_folder
+from shards.compare.check import verify_folder
 from shards.manifest import MANIFEST, TOKENIZER, SourceCounts, load_manifest, write_manifest
+from shards.pictures import CODECS, UNDERSTOOD
 from shards.read import ShardSet
-from shards.write import publish
+from shards.write import publish, write_pictures
 
 SIZE = 8
 FORMATS = {"arrow": ".arrow", "webdataset": ".tar"}
@@ -31,7 +33,7 @@ FORMATS = {"arrow": ".arrow", "webdataset": ".tar"}
 
 @pytest.fixture(params=FORMATS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_mixed(tmp_path / "shards", count=4, image_size=SIZE, format=request.param)
+    return make_mixed(tmp_path / "shards", 4, SIZE, [*SOURCES], format=request.param)
 
 
 def shard(folder: Path, name: str) -> Path:
@@ -66,27 +68,58 @@ def assert_refused(folder: Path, says: str) -> None:
         ShardSet.open(folder)
 
 
-@pytest.mark.parametrize(("task", "needle"), [("vqa", "image"), ("text", "prompt"), ("t2i", "image")])
-def test_a_flipped_bit_is_named_by_read_and_by_verify(folder: Path, task: str, needle: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [("vqa", "prompt"), ("text", "answer"), ("t2i", "image_tokens"), ("edit", "pictures"), ("text", "role")],
+)
+def test_a_flipped_bit_is_named_by_read_and_by_verify(folder: Path, task: str, column: str) -> None:
     row = make_row(task, "train", 2, SIZE)
-    value, sample_id = row[needle], row["sample_id"]
-    path = flip(shard(folder, f"train/{task}-00000"), value if isinstance(value, bytes) else value.encode())
+    needles = {"image_tokens": np.array(row["image_tokens"], "<u2").tobytes(), "role": b"assistant"}
+    needles["pictures"] = "".join(row["messages"][1]["pictures"]).encode()
+    needle = needles.get(column) or row[column].encode()
+    first = 0 if column == "role" else 2  # every row has the roles
+    sample_id = make_row(task, "train", first, SIZE)["sample_id"]
+    path = flip(shard(folder, f"train/{task}-00000"), needle)
     rows = ShardSet.open(folder).rows("train", task)
     assert rows.read(1).source_key == "train-1"
     for read in (rows.read, lambda i: rows.block(np.array([1, i, 3]))):
-        with pytest.raises(UserError, match=rf"train/{task}-00000\.\w+: row 2 \({sample_id}\): content"):
-            read(2)
+        with pytest.raises(
+            UserError, match=rf"train/{task}-00000\.\w+: row {first} \({sample_id}\): content"
+        ):
+            read(first)
     name = path.relative_to(folder).as_posix()
     assert verify_folder(folder) == [
         f"{name}: sha256 differs from the manifest",
-        f"{name}: row 2 ({sample_id}): content does not match its xxh3",
+        f"{name}: row {first} ({sample_id}): content does not match its xxh3",
     ]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_flipped_bit_of_a_picture_is_named_by_each_row_that_reads_it_and_by_verify(
+    tmp_path: Path, format: str, codec: str
+) -> None:
+    """Rows 1 and 2 read the same two pictures, the second of them damaged."""
+    first, second, third = (make_row("vqa", "train", key, SIZE, shown=key + 1) for key in range(3))
+    same = {name: second[name] for name in ("messages", "pixels")}
+    make_folder(tmp_path, {("train", "vqa"): [first, second, third | same]}, SIZE, format, codec=codec)
+    name = second["messages"][0]["pictures"][1]
+    path = flip(shard(tmp_path, "pictures/understanding-00000"), CODECS[codec].encode(second["pixels"][name]))
+    rows = ShardSet.open(tmp_path).rows("train", "vqa")
+    assert rows.read(0).images[0].tobytes() == first["pixels"][first["messages"][0]["pictures"][0]].tobytes()
+    problem = f"pictures/{path.name}: picture 2 ({name}): content does not match its xxh3"
+    for read in (rows.read, lambda i: rows.block(np.array([0, i]))):
+        for row in (1, 2):
+            with pytest.raises(UserError, match=re.escape(f"{problem}; build the shards again")):
+                read(row)
+    assert verify_folder(tmp_path) == [f"pictures/{path.name}: sha256 differs from the manifest", problem]
 
 
 def test_any_damaged_byte_is_named_and_never_changes_a_sample(folder: Path) -> None:
     dice, good = random.Random(1), {read: outcome_of(folder, read) for read in READS}
-    for _ in range(150):
-        path = shard(folder, f"train/{dice.choice(['text', 'vqa', 't2i'])}-00000")
+    names = [*(f"train/{task}" for task in SOURCES), "pictures/understanding", "pictures/generation"]
+    for _ in range(250):
+        path = shard(folder, f"{dice.choice(names)}-00000")
         kept, name = path.read_bytes(), path.relative_to(folder).as_posix()
         flip(path, dice.randrange(len(kept)), dice.choice([1, 4, 128, 255]))
         assert f"{name}: sha256 differs from the manifest" in verify_folder(folder)
@@ -102,9 +135,16 @@ def test_damaged_counts_are_an_error_that_names_the_shard(tmp_path: Path) -> Non
         _ = ShardSet.open(tmp_path).rows("train", "text").supervised_tokens
 
 
-def test_missing_truncated_and_extra_shards_are_all_named_at_once(folder: Path) -> None:
-    missing, cut = shard(folder, "train/vqa-00000"), shard(folder, "train/text-00000")
-    extra = shutil.copy(cut, shard(folder, "train/text-00007"))
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/vqa-00000", "train/text-00000", "train/text-00007"),
+        ("pictures/understanding-00000", "pictures/generation-00000", "pictures/understanding-00001"),
+    ],
+)
+def test_missing_truncated_and_extra_files_are_all_named_at_once(folder: Path, names: tuple) -> None:
+    missing, cut, extra = (shard(folder, name) for name in names)
+    shutil.copy(cut, extra)
     missing.unlink()
     size = cut.stat().st_size
     os.truncate(cut, size - 100)
@@ -132,11 +172,23 @@ def test_an_edited_manifest_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda m: m.update(schema_version=99), "schema_version is 99, this program reads 1"),
-        (lambda m: m["shards"][0].update(path="../../etc/passwd"), r"shard path '../../etc/passwd'"),
-        (lambda m: m["shards"][0].update(path="/etc/text-00000.arrow"), "shard path"),
-        (lambda m: m["shards"][0].update(split="test"), "shard path"),
+        (
+            lambda m: m.update(schema_version=99),
+            "schema_version is 99, this program reads 2; build the shards",
+        ),
+        (lambda m: m.update(schema_version=1), "schema_version is 1, this program reads 2; build the shards"),
+        (lambda m: m["shards"][0].update(path="../../etc/passwd"), r"path '../../etc/passwd'"),
+        (lambda m: m["shards"][0].update(path="/etc/text-00000.arrow"), "path '/etc"),
+        (lambda m: m["shards"][0].update(split="test"), "path 'train"),
         (lambda m: m["shards"][0].update(rows="4"), "rows is '4'"),
+        (lambda m: m["pictures"][0].update(path="../../etc/passwd"), r"path '../../etc/passwd'"),
+        (lambda m: m["pictures"][0].update(path="pictures/../x-00000.arrow"), "path 'pictures"),
+        (lambda m: m["pictures"][0].update(path="train/text-00000.arrow"), "path 'train"),
+        (lambda m: m["pictures"][0].update(pictures=None), "pictures is None"),
+        (lambda m: m["pictures"].append({"path": "pictures/understanding-00001.arrow"}), "missing"),
+        (lambda m: m.pop("pictures"), "not a shard manifest"),
+        (lambda m: m["preprocessing"].pop("pixels"), "pixels"),
+        (lambda m: m["preprocessing"].update(pixels="jpeg"), "pixels is 'jpeg', expected one of webp, raw"),
         (lambda m: m.pop("counts"), "not a shard manifest"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(shards=7), "not a shard manifest"),
@@ -174,46 +226,85 @@ def test_a_shard_with_other_columns_is_named(tmp_path: Path) -> None:
     table = pa.ipc.open_file(path).read_all()
     for changed, complaint in [
         (table.drop_columns(["prompt"]), "column prompt is missing, expected string"),
-        (table.set_column(12, "num_tokens", table["num_tokens"].cast("int64")), "column num_tokens is int64"),
+        (table.set_column(11, "num_tokens", table["num_tokens"].cast("int64")), "column num_tokens is int64"),
     ]:
         with pa.ipc.new_file(path, changed.schema) as writer:
             writer.write_table(changed)
         resign(tmp_path, "train/text-00000.arrow")
         assert_refused(tmp_path, rf"train/text-00000\.arrow: {complaint}")
+    make_mixed(tmp_path, count=2, image_size=SIZE)
+    name = "pictures/understanding-00000.arrow"
+    shutil.copy(tmp_path / "train/vqa-00000.arrow", tmp_path / name)
+    resign(tmp_path, name)
+    assert_refused(tmp_path, rf"{name}: not readable pictures \(.*columns sample_id, task")
 
 
 def resign(folder: Path, name: str) -> None:
     """Rewrite the manifest for a replaced shard, as someone who knows the format could."""
     manifest, path = load_manifest(folder), folder / name
     fresh = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-    entries = tuple(replace(e, **fresh) if e.path == name else e for e in manifest.shards)
-    write_manifest(folder, replace(manifest, shards=entries))
+    shards, pictures = (
+        tuple(replace(e, **fresh) if e.path == name else e for e in entries)  # type: ignore[type-var]
+        for entries in (manifest.shards, manifest.pictures)
+    )
+    write_manifest(folder, replace(manifest, shards=shards, pictures=pictures))
 
 
-STEM = "train-text-00000-0000000"
-LINKS = dict.fromkeys(("/etc/passwd", "../../x.json", f"{STEM}0.pickle", "a.json"), "")
-LINKS[f"{STEM}2.json"] = "/etc/passwd"
+@pytest.mark.parametrize("codec", CODECS)
+def test_pictures_of_another_size_or_number_or_none_at_all_are_named(folder: Path, codec: str) -> None:
+    """Written again with right hashes, as someone who knows the format could."""
+    path = shard(folder, "pictures/understanding-00000")
+    held, gone = (make_row("vqa", "train", key, SIZE)["messages"][0]["pictures"][0] for key in range(2))
+
+    def rewrite(data: bytes, **facts: int) -> None:
+        manifest = load_manifest(folder)
+        (entry,) = write_pictures([(held, data)], folder, UNDERSTOOD, "webp", manifest.format)
+        others = [other for other in manifest.pictures if other.path != entry.path]
+        preprocessing = {**manifest.preprocessing, "pixels": codec}
+        pictures = (replace(entry, **facts), *others)
+        write_manifest(folder, replace(manifest, pictures=pictures, preprocessing=preprocessing))
+
+    for pixels in (None, np.zeros((SIZE + 1, SIZE, 3), np.uint8)):
+        rewrite(b"no picture, but hashed" if pixels is None else CODECS[codec].encode(pixels))
+        rows = ShardSet.open(folder).rows("train", "vqa")
+        with pytest.raises(
+            UserError, match=rf"{path.name}: picture 0 \({held}\): does not decode to 8×8 pixels"
+        ):
+            rows.read(0)
+        with pytest.raises(UserError, match=rf"picture {gone} is in none of the folder's pictures"):
+            rows.read(1)
+    rewrite(b"", pictures=3)
+    assert_refused(folder, rf"{path.name}: 1 pictures, the manifest says 3")
 
 
-@pytest.mark.parametrize(("name", "link"), LINKS.items())
-def test_a_tar_member_that_does_not_belong_is_refused_by_name(tmp_path: Path, name: str, link: str) -> None:
+STEM, NAME = "train-text-00000-0000000", "0" * 64
+SHARD, PICTURES = "train/text-00000.tar", "pictures/understanding-00000.tar"
+STRANGERS = [(SHARD, name, "") for name in ("/etc/passwd", "../../x.json", f"{STEM}0.pickle", "a.json")]
+STRANGERS += [(PICTURES, name, "") for name in ("../x.webp", f"{NAME}.png", f"{STEM}0.json")]
+STRANGERS += [(SHARD, f"{STEM}2.json", "/etc/passwd"), (PICTURES, f"{NAME}.webp", "/etc/passwd")]
+
+
+@pytest.mark.parametrize(("file", "name", "link"), STRANGERS)
+def test_a_tar_member_that_does_not_belong_is_refused_by_name(
+    tmp_path: Path, file: str, name: str, link: str
+) -> None:
     make_mixed(tmp_path, count=2, image_size=SIZE, format="webdataset")
     member = tarfile.TarInfo(name)
     if link:
         member.type, member.linkname = tarfile.SYMTYPE, link
-    with tarfile.open(tmp_path / "train/text-00000.tar", "a") as tar:
+    with tarfile.open(tmp_path / file, "a") as tar:
         tar.addfile(member, io.BytesIO())
-    resign(tmp_path, "train/text-00000.tar")
-    assert_refused(tmp_path, rf"train/text-00000\.tar: member '{name}' does not belong")
+    resign(tmp_path, file)
+    assert_refused(tmp_path, rf"{file}: member '{name}' does not belong")
 
 
 def test_pickled_arrays_are_not_unpickled(tmp_path: Path) -> None:
     """An npy member that claims to hold objects is refused, not executed."""
     make_mixed(tmp_path, count=2, image_size=SIZE, format="webdataset")
-    path = tmp_path / "train/vqa-00000.tar"
-    path.write_bytes(path.read_bytes().replace(b"'descr': '|u1'", b"'descr': '|O8'", 1))
+    path = tmp_path / "train/t2i-00000.tar"
+    path.write_bytes(path.read_bytes().replace(b"'descr': '<u2'", b"'descr': '|O8'", 1))
     with pytest.raises(UserError, match="row 0"):
-        ShardSet.open(tmp_path).rows("train", "vqa").read(0)
+        ShardSet.open(tmp_path).rows("train", "t2i").read(0)
 
 
 def test_shards_of_another_split_put_in_place_are_named(tmp_path: Path) -> None:
@@ -247,13 +338,22 @@ def test_publish_replaces_shards_and_nothing_else(tmp_path: Path) -> None:
     assert letter.read_text() == "dear"
 
 
-def test_absurd_lengths_in_the_file_do_not_bring_the_process_down(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("train/text-00000.arrow", b"pubmedqa/"),
+        ("pictures/understanding-00000.arrow", b"\0\0\0\x40\0\0\0\x80"),
+    ],
+)
+def test_absurd_lengths_in_the_file_do_not_bring_the_process_down(
+    tmp_path: Path, name: str, first: bytes
+) -> None:
     """Every 4 bytes of the record batch's own description set high, one after the other."""
     make_mixed(tmp_path, count=2, image_size=SIZE)
-    path = tmp_path / "train/text-00000.arrow"
+    path = tmp_path / name
     kept, good = path.read_bytes(), {READS[0]: outcome_of(tmp_path, READS[0])}
     footer = len(kept) - 10 - int.from_bytes(kept[-10:-6], "little")
-    ids = kept.index(b"pubmedqa/")  # the first bytes of data
-    for place in [*range(ids - 900, ids, 4), *range(footer, len(kept), 16)]:
+    data = kept.index(first)  # the first bytes of data
+    for place in [*range(data - 900, data, 4), *range(footer, len(kept), 16)]:
         path.write_bytes(kept[:place] + b"\xff\xff\xff\x9a" + kept[place + 4 :])
-        assert_unharmed_or_named(tmp_path, good, "train/text-00000.arrow")
+        assert_unharmed_or_named(tmp_path, good, name)

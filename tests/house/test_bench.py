@@ -1,24 +1,28 @@
 """The benchmark: its rules (targets, table, operations), a side that cannot start, rows on real shards."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import invoke
 from raw_data import run_well
+from shard_factory import make_folder, make_row
 
 from bench.cli import main
 from bench.measures import results, workload
+from bench.measures.flops import head_rows
 from bench.measures.link import Side, SideError, interleave
-from bench.measures.reader import reader_figure
+from bench.measures.reader import export, reader_figure
 from bench.measures.results import Figure, at_least, at_most
 from bench.measures.rows import MEASUREMENTS, NAMES
 from bench.measures.workload import write_larger
-from bench.sides.readers import batches
+from bench.sides.readers import batches, rows_of
 from janus.model.config import PRESETS
 from pipelines.tables import read_table
+from shards.pictures import CODECS
+from trainer.stream.shapes import Batch
 
 SESSION = {"machine": "2 × core", "command": "python -m bench", "date": "2030-01-01"}
 FIGURES = [
@@ -110,6 +114,41 @@ def test_a_peers_batch_is_padded_and_labelled() -> None:
     assert batch["input_ids"].shape == (8, 12)
     assert batch["input_ids"][0].tolist() == [1, 2] + [0] * 10
     assert batch["labels"][1].tolist() == [-100, 2, 3] + [-100] * 9
+
+
+def test_a_peers_coded_pictures_are_decoded() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3)).astype(np.uint8)
+    ids, spans = np.arange(3, dtype=np.int32), np.array([[1, 3]], np.int32)
+    coded = [{"input_ids": ids, "supervised": spans, "coded": CODECS["webp"].encode(p)} for p in pixels]
+    (batch,) = batches(coded, 4)
+    np.testing.assert_array_equal(batch["image"], pixels)
+
+
+@pytest.mark.parametrize("codec", ["raw", "webp"])
+def test_peers_get_the_rows_that_our_reader_gives(tmp_path: Path, codec: str) -> None:
+    rows = {("train", task): [make_row(task, "train", key, 8) for key in range(8)] for task in ("vqa", "t2i")}
+    work = workload.Workload(tmp_path / "tiny-sample", codec)
+    make_folder(work.shards, rows, 8, codec=codec)
+    for task in ("vqa", "t2i"):
+        own = work.open().rows("train", task)
+        assert export(work, task, tmp_path / "rows.arrow") == own.num_tokens.max()
+        found = list(rows_of(tmp_path / "rows.arrow"))
+        (batch,) = batches(found, 40)
+        assert len(found) == len(own)
+        for index, row in enumerate(found):
+            sample = own.read(index)
+            np.testing.assert_array_equal(row["input_ids"], sample.input_ids)
+            np.testing.assert_array_equal(row["supervised"], sample.supervised[:, :2])
+            if task == "vqa":
+                np.testing.assert_array_equal(batch["image"][index], sample.images[0])
+            else:
+                np.testing.assert_array_equal(batch["image_tokens"][index], sample.image_tokens)
+
+
+def test_rows_to_heads_are_those_of_text_and_of_images() -> None:
+    labels = {"labels_N": np.zeros(2), "image_labels_N": np.zeros(3)}
+    batch = Batch(**dict.fromkeys(f.name for f in fields(Batch)) | labels)
+    assert [head_rows(b) for b in (batch, replace(batch, labels_N=None))] == [5, 3]
 
 
 def test_a_larger_copy_of_the_sample_has_no_row_twice(sample_data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from shard_factory import make_batch, make_row
 
-from bench.demo import CHANCES, LOSS_LEFT, SHARES, figures, held_out, judge, prove
+from bench.demo.proof import CHANCES, SHARES, prove
+from bench.demo.sample import LOSS_LEFT, figures, held_out, judge
 from janus.generate.pictures import save_picture
 from pipelines.sample.scenes import Scene, shuffled_scenes
 from shards.write import write_shards
@@ -51,7 +52,7 @@ def test_pictures_that_show_what_was_asked_are_right_and_no_others(
 
 def test_held_out_captions_are_those_without_a_training_sample(tmp_path: Path) -> None:
     rows = [make_row("t2i", "train", i, prompt=scene.caption) for i, scene in enumerate(SCENES)]
-    write_shards([make_batch(rows)], tmp_path, split="train", task="t2i", image_size=384)
+    write_shards([make_batch(rows)], tmp_path, split="train", task="t2i")
     assert held_out(tmp_path) == shuffled_scenes(0)[12:]
 
 

@@ -17,7 +17,7 @@ from janus.checkpoint.folder import open_model
 from janus.cli import main
 from janus.generate.generate import Generator, Prompt, Sampling, choose, guide, uniforms
 from janus.model.loss import TaskLoss
-from janus.prompts import PromptRow, before_answer, encode_samples, unconditional
+from janus.prompts import SIGNATURES, Message, before_answer, encode_samples, image_index, unconditional
 from janus.tokens import JanusTokenizer
 
 LENGTHS = (3, 1, 6)  # words of the prompts: they share batches
@@ -45,27 +45,40 @@ def model(folder: Path):
     return open_model(str(folder)).build()
 
 
-def _prompt_ids(task: str) -> list[np.ndarray]:
-    rows = [PromptRow(task, " ".join(f"w{i + n}" for i in range(n))) for n in LENGTHS]
-    samples = encode_samples(word_tokenizer(), rows, TOKENS)
-    return [before_answer(sample.input_ids, sample.supervised) for sample in samples]
+def _prompts(task: str) -> list[Prompt]:
+    """Of each length one; those that show pictures show one or two."""
+    rng, kinds, special = np.random.default_rng(0), SIGNATURES[task], word_tokenizer().special
+    prompts = []
+    for number, words in enumerate(LENGTHS):
+        images = list(rng.integers(0, 256, ((1 + number % 2) * kinds.understood, SIDE, SIDE, 3), np.uint8))
+        text = " ".join(f"w{i + words}" for i in range(words))
+        asked = Message("user", text, ["shown"] * len(images))
+        messages = [asked, Message("assistant", "", ["drawn"] * kinds.drawn)]
+        (sample,) = encode_samples(word_tokenizer(), [messages], TOKENS)
+        prompts.append(Prompt(before_answer(sample.input_ids, sample.supervised, special), images))
+    return prompts
 
 
-def _whole_logits(model: object, task: str, ids: np.ndarray, first: int, image: np.ndarray | None = None):
-    """Logits (states, V) from state `first` to the last but one by the network that training runs.
+def _whole_logits(
+    model: object, task: str, prompt: Prompt, answer: np.ndarray, codes_T: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits (states, V) of the prompt's last state and all after it but the last, as training has them.
 
-    ids: prompt and answer. image: pixels (vqa) or codes (t2i).
+    answer: the ids behind the prompt. codes_T: of the picture that they stand for.
     """
     from mindspore import Tensor
 
-    flat_S = np.arange(len(ids), dtype=np.int32)
-    arrays = [flat_S[first:-1], ids, flat_S, flat_S[None], flat_S, np.ones_like(flat_S)[None]]
-    if image is not None:
-        shown_S = ids == word_tokenizer().special.image_placeholder
-        if image.ndim == 3:  # an answer may spell the placeholder; it is no image there
-            shown_S[first + 1 :] = False
-        arrays += [(np.cumsum(shown_S) * shown_S).astype(np.int32), image[None]]
-    return TaskLoss(model, task).logits(*map(Tensor, arrays)).asnumpy()
+    ids = np.concatenate([prompt.input_ids, answer]).astype(np.int32)
+    flat_S, first = np.arange(len(ids), dtype=np.int32), len(prompt.input_ids)
+    arrays = [flat_S[first - 1 : -1], ids, flat_S, flat_S[None], flat_S, np.ones_like(flat_S)[None]]
+    # An answer may spell the placeholder; it is no picture there.
+    shown_S = (ids == word_tokenizer().special.image_placeholder) & (flat_S < first)
+    if prompt.images or codes_T is not None:
+        drawn_S = None if codes_T is None else flat_S >= first
+        arrays += [image_index(shown_S, drawn_S, len(prompt.images) * TOKENS)]
+    arrays += [np.stack(prompt.images)] if prompt.images else []
+    arrays += [] if codes_T is None else [codes_T[None]]
+    return TaskLoss(model, SIGNATURES[task]).logits(*map(Tensor, arrays)).asnumpy()
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +89,11 @@ def generator(model: object) -> Generator:
 
 def _check_answers(generator: Generator, model: object, task: str) -> list[list[int]]:
     """Greedy answers, after a check that each token is the likeliest of the whole network."""
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (len(LENGTHS), SIDE, SIDE, 3)).astype(np.uint8)
-    prompts = [Prompt(ids, pictures[i] if task == "vqa" else None) for i, ids in enumerate(_prompt_ids(task))]
+    prompts = _prompts(task)
     answers = list(generator.answers(prompts, NEW))
     assert len({tuple(answer) for answer in answers}) > 1  # else they would say nothing about the prompts
     for prompt, answer in zip(prompts, answers, strict=True):
-        ids = np.concatenate([prompt.input_ids, answer]).astype(np.int32)
-        logits = _whole_logits(model, task, ids, len(prompt.input_ids) - 1, prompt.pixels)
-        np.testing.assert_array_equal(answer, logits.argmax(-1))
+        np.testing.assert_array_equal(answer, _whole_logits(model, task, prompt, answer).argmax(-1))
     return [answer.tolist() for answer in answers]
 
 
@@ -101,15 +110,16 @@ def test_answers_follow_the_weights_when_they_change(generator: Generator, model
     ops.assign(model.lm_head.weight, -model.lm_head.weight)
 
 
-def test_pictures_are_those_of_the_whole_network(generator: Generator, model: object) -> None:
+@pytest.mark.parametrize("task", ["t2i", "edit"])
+def test_pictures_are_those_of_the_whole_network(generator: Generator, model: object, task: str) -> None:
+    """Also drawn after pictures of the prompt, which guidance leaves in the null prompt."""
     special, sampling = word_tokenizer().special, Sampling(temperature=0.7, guidance=3.0, seed=5)
-    prompts = _prompt_ids("t2i")
+    prompts, placeholders = _prompts(task), np.full(TOKENS, special.image_placeholder)
     drawn = list(generator.pictures(prompts, range(3), sampling))
     for number, (prompt, codes_T) in enumerate(zip(prompts, drawn, strict=True)):
-        pair = []
-        for row in (prompt, unconditional(prompt, special)):
-            ids = np.append(row, np.full(TOKENS, special.image_placeholder)).astype(np.int32)
-            pair.append(_whole_logits(model, "t2i", ids, len(row) - 1, codes_T))
+        nulled = Prompt(unconditional(prompt.input_ids, special), prompt.images)
+        assert (nulled.input_ids == special.image_placeholder).sum() == len(prompt.images) * TOKENS
+        pair = [_whole_logits(model, task, own, placeholders, codes_T) for own in (prompt, nulled)]
         guided_TV = guide(*pair, 3.0)
         for step in range(TOKENS):
             expected = choose(guided_TV[step : step + 1], 0.7, uniforms(5, [number], step))
@@ -119,7 +129,7 @@ def test_pictures_are_those_of_the_whole_network(generator: Generator, model: ob
 def test_an_answer_ends_with_eos_and_without_what_comes_after(generator: Generator) -> None:
     """The sampled answers of a batch end at different steps."""
     special = word_tokenizer().special
-    prompts = [Prompt(ids) for ids in _prompt_ids("text")] * 8
+    prompts = _prompts("text") * 8
     answers = list(generator.answers(prompts, LONG, Sampling(2.0, seed=1)))
     ended = [answer for answer in answers if answer[-1] == special.eos]
     assert len({len(answer) for answer in ended}) > 1
@@ -150,7 +160,7 @@ def test_kept_graphs_give_the_same_answers(
 ) -> None:
     """The second generator loads what the first has compiled; its caches are its own."""
     monkeypatch.setenv("JANUS_CACHE", str(tmp_path))
-    prompts, answers, kept = [Prompt(ids) for ids in _prompt_ids("text")], [], []
+    prompts, answers, kept = _prompts("text"), [], []
     for _ in range(2):
         generator = Generator(model, word_tokenizer().special, 2)
         answers.append([answer.tolist() for answer in generator.answers(prompts, NEW)])
@@ -180,12 +190,19 @@ def test_pictures_are_files_that_say_what_made_them(folder: Path, tmp_path: Path
     _run(folder, "--draw", captions[0], "--batch", 1, "--seed", 9, "--out", tmp_path / "one")
     (only,) = (tmp_path / "one").iterdir()
     assert (only.name, only.read_bytes()) == (paths[0].name, paths[0].read_bytes())
+    Image.new("RGB", (80, 60), (250, 120, 3)).save(tmp_path / "shown.png")
+    shown = ("--image", tmp_path / "shown.png") * 2
+    _run(folder, "--draw", captions[0], *shown, "--batch", 1, "--seed", 9, "--out", tmp_path / "edited")
+    (edited,) = (tmp_path / "edited").iterdir()
+    assert edited.name == only.name
+    assert np.any(np.asarray(Image.open(edited)) != np.asarray(Image.open(only)))
 
 
 def test_answers_go_to_the_standard_output(folder: Path, tmp_path: Path) -> None:
     Image.new("L", (50, 20), 200).save(tmp_path / "grey.png")
     prompts = ("--prompt", "w1", "--prompt", "w2")
-    result = _run(folder, "--image", tmp_path / "grey.png", *prompts, "--max-tokens", 4)
+    grey = ("--image", tmp_path / "grey.png")
+    result = _run(folder, *grey, *grey, *prompts, "--max-tokens", 4)
     assert result.stdout.startswith("> w1\n")
     assert "\n> w2\n" in result.stdout
     assert "cut after 4 tokens" in result.stderr
@@ -198,7 +215,7 @@ def test_answers_go_to_the_standard_output(folder: Path, tmp_path: Path) -> None
         (["tiny", "--draw", "w1"], "no weights"),
         (["MODEL"], "either --prompt"),
         (["MODEL", "--prompt", "w1", "--draw", "w2"], "either --prompt"),
-        (["MODEL", "--draw", "w1", "--image", "x.png"], "drawn from text alone"),
+        (["MODEL", "--draw", "w1", "--image", "x.png"], "x.png: No such file"),
         (["MODEL", "--prompt", "w1", "--image", "absent.png"], "absent.png: No such file"),
         (["MODEL", "--prompt", "w1", "--image", "MODEL/config.json"], "config.json: not a readable picture"),
         (["MODEL", "--prompt", " "], "the prompt is empty"),

@@ -16,6 +16,7 @@ from janus.inspect.costs import Load, Work, activations, operations, stage_bytes
 from janus.model.config import PRESETS, JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.model.janus import PARTS, parameter_shapes, part_of
 from janus.model.stages import trained_parts
+from janus.prompts import SIGNATURES
 
 TOY = JanusConfig(
     TextConfig(hidden_size=8, num_layers=3, num_heads=2, intermediate_size=5, vocab_size=11),
@@ -62,10 +63,11 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder
 from janus.model.config import PRESETS, TextConfig
 from janus.model.loss import TaskLoss
+from janus.prompts import SIGNATURES
 
 rows, length = 2, {length}
 device.use()
-loss = TaskLoss(ModelFolder("", replace(PRESETS["tiny"], text={text!r})).build(), "text")
+loss = TaskLoss(ModelFolder("", replace(PRESETS["tiny"], text={text!r})).build(), SIGNATURES["text"])
 backward = device.compiled(ms.value_and_grad(loss, None, ms.ParameterTuple(loss.get_parameters())))
 flat = np.arange(rows * length, dtype=np.int32)
 grid = flat.reshape(rows, length)
@@ -92,33 +94,29 @@ def test_activations_are_near_what_a_process_takes() -> None:
     for length in (128, 1536):
         measured.append(_peak(BACKWARD.format(text=WIDE, length=length)))
         work = Load(rows=2, length=length, answer=1, dtype="float32").work(config, "text")
-        computed.append(4 * activations(config, "text", work, trained_parts(3, True)))
+        computed.append(4 * activations(config, work, trained_parts(3, True)))
     assert 0.9 < np.ptp(measured) / np.ptp(computed) < 1.5
 
 
-WORK = Work(positions=16, spans=(5, 8), targets=9, images=2)
-
-
-@pytest.mark.parametrize(
-    ("task", "stage"), [("text", 3), ("vqa", 3), ("vqa", 2), ("vqa", 1), ("t2i", 3), ("t2i", 1)]
-)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("task", SIGNATURES)
 def test_operations_are_those_of_every_weight_and_of_attention(task: str, stage: int) -> None:
     """Each matrix of the built network multiplies the positions of its part; attention is two products."""
-    patches = WORK.images * TOY.num_image_tokens
-    positions = {"llama": WORK.positions, "lm_head": WORK.targets, "gen_head": WORK.targets}
-    positions |= dict.fromkeys(("siglip", "aligner", "gen_aligner"), patches)
+    kinds, tokens = SIGNATURES[task], TOY.num_image_tokens
+    counts = {"targets": 9 * kinds.text, "understood": 2 * kinds.understood, "drawn": 3 * kinds.drawn}
+    work = Work(positions=16, spans=(5, 8), **counts)
+    positions = {"llama": work.positions, "lm_head": work.targets}
+    positions |= dict.fromkeys(("siglip", "aligner"), work.understood * tokens)
+    positions |= dict.fromkeys(("gen_aligner", "gen_head"), work.drawn * tokens)
     tables = ("embed_tokens", "position_embedding", "generation_embeddings", "vqmodel")
     once: Counter[str] = Counter()
     for name, shape in parameter_shapes(TOY).items():
         if len(shape) > 1 and not any(table in name for table in tables):
             once[part_of(name)] += 2 * prod(shape) * positions[part_of(name)]
-    once["llama"] += TOY.text.num_layers * 2 * sum(2 * span * span * 8 for span in WORK.spans)
-    once["siglip"] += TOY.vision.num_layers * 2 * WORK.images * 2 * TOY.num_image_tokens**2 * 6
-    parts = {"text": ["llama", "lm_head"], "vqa": ["llama", "lm_head", "siglip", "aligner"]}
+    once["llama"] += TOY.text.num_layers * 2 * sum(2 * span * span * 8 for span in work.spans)
+    once["siglip"] += TOY.vision.num_layers * 2 * work.understood * 2 * tokens**2 * 6
     passes = {1: {"llama": 2, "lm_head": 2, "siglip": 1}, 2: {"siglip": 1}, 3: {}}[stage]
-    expected = sum(
-        once[part] * passes.get(part, 3) for part in parts.get(task, ["llama", "gen_aligner", "gen_head"])
-    )
-    assert operations(TOY, task, WORK, trained_parts(stage, True)) == expected
+    expected = sum(count * passes.get(part, 3) for part, count in once.items())
+    assert operations(TOY, work, trained_parts(stage, True)) == expected
     if (task, stage) == ("text", 3):
-        assert text_step_flops(TOY.text, WORK.positions, WORK.targets, WORK.spans) == expected
+        assert text_step_flops(TOY.text, work.positions, work.targets, work.spans) == expected

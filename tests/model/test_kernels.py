@@ -17,6 +17,7 @@ from janus.checkpoint.folder import open_model
 from janus.model import kernels
 from janus.model.kernels import cpu, cpu_gradients, plain
 from janus.model.loss import TaskLoss
+from janus.prompts import SIGNATURES
 
 OPERATIONS = 12
 """One behind the other: a norm (difference, square, mean, ε, root, quotient, weight, bias), and back."""
@@ -153,7 +154,9 @@ def test_the_whole_network_computes_the_same_with_plain_kernels(monkeypatch: pyt
     logits = []
     for name in ("cpu", "plain"):
         monkeypatch.setitem(kernels.BODIES, "CPU", name)
-        logits.append(TaskLoss(open_model("tiny").build(), "text").logits(*map(Tensor, inputs)).asnumpy())
+        logits.append(
+            TaskLoss(open_model("tiny").build(), SIGNATURES["text"]).logits(*map(Tensor, inputs)).asnumpy()
+        )
     # The widest product has 256 terms; twelve are one behind the other in two layers.
     np.testing.assert_allclose(*logits, rtol=0, atol=rounding_bound(logits[1], 256, 12))
 

@@ -21,6 +21,7 @@ from janus.inspect.verify import open_cases
 from janus.model.config import PRESETS
 from janus.model.janus import PARTS, parameter_shapes, part_of
 from janus.model.loss import TaskLoss
+from janus.prompts import SIGNATURES
 from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from shards.schema import RowBlock, Sample
@@ -76,7 +77,7 @@ def _inputs(samples: list[np.ndarray], length: int, tokens: int, rows: int) -> l
 
 def test_padding_order_and_shared_rows_change_no_gradient() -> None:
     """The same samples with more padding, in another order or in one row of slots have the same gradients."""
-    loss = TaskLoss(open_model("tiny").build(), "text")
+    loss = TaskLoss(open_model("tiny").build(), SIGNATURES["text"])
     samples = np.split(np.random.default_rng(0).integers(0, 1000, 12).astype(np.int32), [5])
     labels = [np.array([-100, -100, 4, 5, -100], np.int32), np.array([-100] * 3 + [6] + [-100] * 3, np.int32)]
     weights = ms.ParameterTuple(loss.get_parameters())
@@ -113,7 +114,7 @@ def test_half_precision_gives_nearly_the_same_loss_and_float32_gradients(task: s
     model = open_model(str(GOLDEN / "tiny" / "hf-format")).build()
     found = {}
     for dtype in ("float32", "float16"):
-        loss = TaskLoss(model, task, dtype)
+        loss = TaskLoss(model, SIGNATURES[task], dtype)
         backward = ms.value_and_grad(loss, None, ms.ParameterTuple(loss.get_parameters()))
         value, gradients = backward(*batch)
         assert {gradient.dtype for gradient in gradients} == {ms.float32}
@@ -128,37 +129,40 @@ def test_half_precision_gives_nearly_the_same_loss_and_float32_gradients(task: s
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_trainable(tmp_path_factory.mktemp("shards"), {"vqa": 3, "text": 3, "t2i": 3})
+    return make_trainable(tmp_path_factory.mktemp("shards"), dict.fromkeys(SIGNATURES, 3))
 
 
 def _perturbed(sample: Sample, words: int) -> Sample:
-    """Other words and another image of the same length. words: ids below it are no special tokens."""
+    """Other words and pictures of the same length. words: ids below it are no special tokens."""
     ids = np.where(sample.input_ids < words, (sample.input_ids + 5) % words, sample.input_ids)
-    image = None if sample.image is None else 255 - sample.image
-    tokens = None if sample.image_tokens is None else (sample.image_tokens + 1) % CODES
-    return replace(sample, input_ids=ids.astype(np.int32), image=image, image_tokens=tokens)
+    images, codes = [255 - image for image in sample.images], (sample.image_tokens + 1) % CODES
+    return replace(sample, input_ids=ids.astype(np.int32), images=images, image_tokens=codes)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "own-rows"])
-@pytest.mark.parametrize("task", ["text", "vqa", "t2i"])
-def test_another_neighbour_changes_logits_by_exactly_nothing(shards: Path, task: str, packed: bool) -> None:
+@pytest.mark.parametrize("task", SIGNATURES)
+def test_another_neighbour_changes_losses_by_exactly_nothing(shards: Path, task: str, packed: bool) -> None:
     """Whether the samples share a row of attention slots or not; test_trainer_data.py splits batches."""
     rows = ShardSet.open(shards).rows("train", task)
     samples = [rows.read(i) for i in range(3)]
     special = JanusTokenizer(shards / "tokenizer").special
     lengths = [len(sample.input_ids) for sample in samples]
-    shape = shape_of(task, samples, ImageShape(SIDE, TOKENS, CODES), rows=1 if packed else 3)
-    loss = TaskLoss(ModelFolder("random", CONFIG).build(), task)
+    shape = shape_of(samples, ImageShape(SIDE, TOKENS, CODES), rows=1 if packed else 3)
+    loss = TaskLoss(ModelFolder("random", CONFIG).build(), shape.signature)
 
-    def logits(middle: Sample) -> tuple[np.ndarray, Batch]:
+    def losses(middle: Sample) -> tuple[list[np.ndarray], Batch]:
+        """−log p of each target of text, then of each of images, as far as the task has them."""
         (batch,) = collate(task, RowBlock.of([samples[0], middle, samples[2]]), [3], shape, special)
-        return loss.logits(*map(Tensor, batch.inputs[1:])).asnumpy(), batch
+        return [tensor.asnumpy() for tensor in loss.scores(*map(Tensor, batch.inputs))[::2]], batch
 
-    before, batch = logits(samples[1])
-    after, _ = logits(_perturbed(samples[1], special.bos))
-    used = np.flatnonzero(batch.labels_N >= 0)
-    own = (batch.state_rows_N[used] >= lengths[0]) & (batch.state_rows_N[used] < sum(lengths[:2]))
-    assert own.any()
-    assert not own.all()
-    np.testing.assert_array_equal(after[used[~own]], before[used[~own]])
-    assert np.abs(after[used[own]] - before[used[own]]).max() > 0
+    before, batch = losses(samples[1])
+    after, _ = losses(_perturbed(samples[1], special.bos))
+    predicted = [(batch.labels_N, batch.state_rows_N), (batch.image_labels_N, batch.image_rows_N)]
+    kinds = [pair for pair in predicted if pair[0] is not None]
+    for (labels_N, states_N), before_N, after_N in zip(kinds, before, after, strict=True):
+        used = np.flatnonzero(labels_N >= 0)
+        own = (states_N[used] >= lengths[0]) & (states_N[used] < sum(lengths[:2]))
+        assert own.any()
+        assert not own.all()
+        np.testing.assert_array_equal(after_N[used[~own]], before_N[used[~own]])
+        assert np.abs(after_N[used[own]] - before_N[used[own]]).max() > 0

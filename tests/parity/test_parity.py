@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip insta
 
 from commands import invoke  # noqa: E402
 from paths import GOLDEN, needs_shared  # noqa: E402
-from rounding import rounding_bound  # noqa: E402
+from rounding import logits_bound, rounding_bound  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from safetensors.torch import load_file as load_torch  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
@@ -29,10 +29,11 @@ from janus.checkpoint.names import UNUSED  # noqa: E402
 from janus.checkpoint.torchfile import open_torch  # noqa: E402
 from janus.cli import main  # noqa: E402
 from janus.common.errors import UserError  # noqa: E402
-from janus.model.config import PRESETS, JanusConfig  # noqa: E402
+from janus.model.config import PRESETS  # noqa: E402
 from janus.model.loss import TaskLoss  # noqa: E402
 from janus.model.vq import VQ  # noqa: E402
 from janus.model.weights import Weights, random_source  # noqa: E402
+from janus.prompts import SIGNATURES  # noqa: E402
 from janus.tokens import JanusTokenizer  # noqa: E402
 
 ROWS, LENGTH, BEFORE = 2, 40, 9
@@ -81,7 +82,7 @@ def _our_logits(model: object, task: str, inputs: dict[str, np.ndarray]) -> np.n
     arrays = [flat_P, inputs["ids"].reshape(-1), flat_P % LENGTH, grid_BS, flat_P, np.ones_like(grid_BS)]
     if task != "text":
         arrays += [inputs["index"].reshape(-1), inputs["pixels" if task == "vqa" else "codes"]]
-    logits = TaskLoss(model, task).logits(*map(Tensor, arrays)).asnumpy()
+    logits = TaskLoss(model, SIGNATURES[task]).logits(*map(Tensor, arrays)).asnumpy()
     return logits.reshape(ROWS, LENGTH, -1)
 
 
@@ -114,18 +115,7 @@ def test_transformers_loads_what_we_save_and_computes_the_same(saved: tuple, tas
     ours, theirs = _our_logits(model, task, inputs), _their_logits(folder, task, inputs)
     assert ours.shape == theirs.shape
     assert ours.std() > 1e-3  # not all alike, so that a difference would show
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=_bound(source.config, task, theirs))
-
-
-def _bound(config: JanusConfig, task: str, logits: np.ndarray) -> float:
-    """Both sides round: by six products a layer (q, scores, values, output, up, down) one in the head.
-
-    vqa has before it patches, vision layers and an aligner's two; t2i an aligner's two, and two in its head.
-    """
-    text, vision = config.text, config.vision
-    operations = {"text": 1, "vqa": 4 + 6 * vision.num_layers, "t2i": 4}[task] + 6 * text.num_layers
-    widest = max(text.intermediate_size, vision.intermediate_size, 3 * vision.patch_size**2)
-    return 2 * rounding_bound(logits, widest, operations)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=logits_bound(source.config, task, theirs))
 
 
 def test_we_read_what_torch_writes(tmp_path: Path) -> None:

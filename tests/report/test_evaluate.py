@@ -18,7 +18,7 @@ from trainer_shards import CONFIG, SIDE, TOKENS, make_model, make_trainable, sha
 from janus.checkpoint.folder import open_model
 from janus.model.janus import Janus
 from janus.model.loss import TaskLoss
-from janus.prompts import PromptRow, encode_samples
+from janus.prompts import SIGNATURES, Message, encode_samples
 from shards.read import ShardSet
 from trainer.cli import main
 from trainer.evaluate.answers import answer_metrics, commonest, exact_match, token_f1
@@ -76,7 +76,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     model = make_model(work / "model")
     (model / "preprocessor_config.json").write_text(json.dumps({"image_size": SIDE}))
-    make_trainable(work / "shards", {"vqa": 7, "text": 4, "t2i": 6}, test=TEST_ROWS)
+    make_trainable(
+        work / "shards", {"vqa": 7, "text": 4, "t2i": 6, "edit": 3, "interleaved": 3}, test=TEST_ROWS
+    )
     (work / "list.json").write_text(json.dumps(DECISIONS))
     return work
 
@@ -117,15 +119,15 @@ def model(run: Path) -> Janus:
     return open_model(str(run / "checkpoints" / "step-000002")).build()
 
 
-@pytest.mark.parametrize("task", ["text", "vqa", "t2i"])
+@pytest.mark.parametrize("task", SIGNATURES)
 def test_each_sample_has_the_loss_of_training(work: Path, model: Janus, evaluated: tuple, task: str) -> None:
     content, predictions, _ = evaluated
-    rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(model, task)
+    rows, loss = ShardSet.open(work / "shards").rows("test", task), TaskLoss(model, SIGNATURES[task])
     of_task = predictions.filter(pl.col("part") == task)
     assert of_task["sample_id"].to_list() == rows.column("sample_id").to_pylist()
     total = tokens = 0
     for i, nll in enumerate(of_task["nll"]):
-        block, shape = rows.block(np.array([i])), shape_of(task, [rows.read(i)], IMAGE)
+        block, shape = rows.block(np.array([i])), shape_of([rows.read(i)], IMAGE)
         (batch,) = collate(task, block, [1], shape, word_tokenizer().special, held_out=True)
         expected = float(loss(*map(Tensor, batch.inputs)).asnumpy())
         assert nll * batch.supervised == pytest.approx(expected, abs=1e-3)
@@ -136,7 +138,7 @@ def test_each_sample_has_the_loss_of_training(work: Path, model: Janus, evaluate
     assert 0 <= figures["token_accuracy"] <= 1
 
 
-def test_figures_are_those_of_the_predictions_and_pictures_are_drawn(evaluated: tuple) -> None:
+def test_figures_are_those_of_the_predictions_and_pictures_are_drawn(work: Path, evaluated: tuple) -> None:
     content, predictions, folder = evaluated
     vqa, figures = predictions.filter(pl.col("part") == "vqa"), content["metrics"]["vqa"]
     assert (vqa.height, vqa["prediction"].null_count()) == (TEST_ROWS, 0)
@@ -146,10 +148,15 @@ def test_figures_are_those_of_the_predictions_and_pictures_are_drawn(evaluated: 
     assert "baseline_exact_match" in figures
     assert predictions.filter(pl.col("part") == "t2i")["correct"].null_count() == TEST_ROWS
     assert content["model"].endswith("checkpoints/step-000002")
-    picture = Image.open(folder / content["pictures"])
-    assert (picture.size, picture.text["seed"]) == ((3 * SIDE, 2 * SIDE), "0")
-    assert sum(name.startswith("prompt ") for name in picture.text) == 3
-    assert sorted(path.name for path in folder.iterdir()) == ["test-pictures.png", "test.arrow", "test.json"]
+    for name, rows in (("pictures", 2), ("edits", 3)):
+        picture = Image.open(folder / content[name])
+        assert (picture.size, picture.text["seed"]) == ((3 * SIDE, rows * SIDE), "0")
+        assert sum(name.startswith("prompt ") for name in picture.text) == 3
+    # Above an edit stands what the user showed.
+    shown = ShardSet.open(work / "shards").rows("test", "edit").read(0).images[-1]
+    np.testing.assert_array_equal(np.asarray(picture)[:SIDE, :SIDE], shown)
+    files = {content["pictures"], content["edits"], "test.arrow", "test.json"}
+    assert {path.name for path in folder.iterdir()} == files
 
 
 def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tuple) -> None:
@@ -158,10 +165,10 @@ def test_pubmedqa_is_answered_by_the_likeliest_word(model: Janus, evaluated: tup
     answered = predictions.filter(pl.col("part") == "pubmedqa")
     listed = {f"pubmedqa/{key}": answer for key, answer in DECISIONS.items() if key != "99"}
     assert dict(answered.select("sample_id", "answer").iter_rows()) == listed
-    tokenizer, loss, words = word_tokenizer(), TaskLoss(model, "text"), ["yes", "no", "maybe"]
+    tokenizer, loss, words = word_tokenizer(), TaskLoss(model, SIGNATURES["text"]), ["yes", "no", "maybe"]
     ids = [ids[0] for ids in tokenizer.encode_texts(words)]
     for prompt, prediction, score in answered.select("prompt", "prediction", "score").rows():
-        (sample,) = encode_samples(tokenizer, [PromptRow("text", prompt)], 0)
+        (sample,) = encode_samples(tokenizer, [[Message("user", prompt), Message("assistant", "")]], 0)
         flat = np.arange(len(sample.input_ids), dtype=np.int32)
         arrays = [flat[-1:], sample.input_ids, flat, flat[None], flat, np.ones_like(flat)[None]]
         logits_V = loss.logits(*map(Tensor, arrays)).asnumpy()[0]

@@ -30,7 +30,7 @@ from trainer.cli import main
 from trainer.config import resolve
 from trainer.report.charts import GROUND, RUN_COLORS, Chart, Line, draw, smooth
 
-TASKS = ("vqa", "text", "t2i")
+TASKS = ("vqa", "text", "t2i", "edit")
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)> $\\frac{$ _"
 
 
@@ -83,7 +83,7 @@ def test_the_page_and_its_pictures_show_the_run(tmp_path: Path) -> None:
     assert run_well(main, "report", out) == f"{path}\n"
     check_alone(page := Page(path))
     drawn = charts(page)
-    assert list(drawn)[:3] == [f"Loss, {task}" for task in TASKS]
+    assert list(drawn)[: len(TASKS)] == [f"Loss, {task}" for task in TASKS]
     assert drawn["Loss, vqa"] == "Loss, vqa: training from 7 to 0.0875; validation from 7 to 1.25"
     assert "7.000 → <b>1.250</b>" in page.html
     names = [f"loss-{task}" for task in TASKS] + ["learning-rate", "grad-norm", "samples-per-second"]

@@ -13,7 +13,7 @@ import pytest
 from commands import refusal
 from paths import ROOT
 from raw_data import build_command, run_well, write_pubmedqa
-from runs import TEXT, finish, finish_well, left_behind, refused, start, steps_seen, train_well
+from runs import TEXT, WITH_EDIT, finish, finish_well, left_behind, refused, start, steps_seen, train_well
 
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock
@@ -34,6 +34,7 @@ def killed(work: Path) -> dict[str, Future]:
 def _kill_and_resume(work: Path, task: str) -> list[str]:
     given = ["--task", task, "--model", "model", "--shards", "shards", "--learning-rate", "1e-3"]
     given += ["--steps", KILLED_STEPS, "--save-every", SAVE_EVERY, "--keep", 2]
+    given += WITH_EDIT if task == "mixed" else ()
     given += ["--eval-every", 6, "--eval-samples", 2 if task == "text" else 0]
     finish_well(start(work, *given, "--out", f"{task}-whole"))
     drawn = random.Random(f"points of {task}")

@@ -14,8 +14,8 @@ from trainer.run.ledger import Ledger
 from trainer.stream.feed import Feed
 from trainer.stream.plan import Plan
 
-TRAIN = {"vqa": 17, "text": 5, "t2i": 13}
-COUNTS = {"vqa": 5, "text": 1, "t2i": 4}
+TRAIN = {"vqa": 17, "text": 5, "t2i": 13, "edit": 7}
+COUNTS = {"vqa": 5, "text": 1, "t2i": 4, "edit": 2}
 STEPS, PER_FILE = 90, 40
 
 
@@ -29,7 +29,7 @@ def _short_files() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     shards = make_trainable(tmp_path_factory.mktemp("data") / "shards", TRAIN)
-    return make_feed(shards, steps=STEPS, micro_batch=2)
+    return make_feed(shards, steps=STEPS, micro_batch=2, ratio=COUNTS)
 
 
 def _write(feed: Feed, out: Path, first: int, last: int, save_every: int) -> Path:
@@ -55,7 +55,7 @@ def test_the_files_are_few_and_one_query_reads_them_all(ledger: Path, rows: pl.D
     names = sorted(path.name for path in ledger.iterdir())
     assert names == [f"steps-{first:08d}.arrow" for first in (1, 41, 81)]
     assert rows.columns == ["step", "task", "sample_id", "epoch", "micro_batch"]
-    assert len(rows) == STEPS * 10
+    assert len(rows) == STEPS * sum(COUNTS.values())
 
 
 def test_it_names_the_samples_of_a_step_by_micro_batch(feed: Feed, rows: pl.DataFrame) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from runs import TEXT, make_work, records, refused, train_well
 from shard_factory import make_batch
-from trainer_shards import SIDE, make_feed, trainable_row
+from trainer_shards import make_feed, trainable_row
 
 from janus.common.errors import UserError
 from shards.manifest import load_manifest, write_manifest
@@ -38,6 +38,7 @@ def _checkpoint(config: TrainConfig = CONFIG, step: int = 1, **more: Any) -> Run
         ({"device": "Ascend"}, "device was auto, now Ascend"),
         ({"batch_size": 20}, "batch_size was 10, now 20"),
         ({"max_length": 64}, "max_length was 1024, now 64"),
+        ({"loss_weight": {"t2i": 0.5}}, r"loss_weight was \{\}, now \{'t2i': 0.5\}"),
         ({"ratio": {"vqa": 1}}, r"ratio was \{'vqa': 5, 'text': 1, 't2i': 4\}, now \{'vqa': 1\}"),
         ({"sources": ("a",)}, r"sources was \[\], now \['a'\]"),
         ({"steps": 200}, "steps was 100, now 200"),  # a cosine's rate depends on them
@@ -71,7 +72,7 @@ def test_a_change_that_is_accepted_is_recorded_and_one_that_is_none_refused() ->
 
 
 def test_larger_batches_follow_from_other_changes() -> None:
-    small, large = ({"text": {"rows": 2, "length": size}} for size in (48, 64))
+    small, large = ({"text": {"attention_rows": 2, "length": size}} for size in (48, 64))
     checkpoint, now = _checkpoint(**{SHAPES: small}), fingerprint(CONFIG, "s")
     for accepted in ((), (SHAPES,)):
         assert checkpoint.kept_shapes(now, accepted) == small
@@ -114,7 +115,8 @@ def test_steps_that_need_larger_batches_are_refused_or_accepted_knowingly(work: 
     before = records(work / "growing")
     resume = ["--out", "growing", "--resume"]
     output = refused(work, *resume, "--steps", 3)
-    assert "shapes was {'text': {'rows': 2, 'length': 48, 'tokens': 96, 'states': 16}}, now {" in output
+    sizes = "'attention_rows': 2, 'length': 48, 'tokens': 96, 'states': 16, 'understood': 0, 'drawn': 0"
+    assert f"shapes was {{'text': {{{sizes}}}}}, now {{" in output
     assert records(work / "growing") == before
     train_well(work, *resume, "--steps", 3, "--resume-with", "shapes")
     train_well(work, *resume, "--steps", 5)  # from here on the batches are large enough
@@ -125,11 +127,11 @@ SHARD = "train/text-00000.arrow"
 
 
 def _edit_shard(work: Path) -> str:
-    """Another word in a text: a file of the same size, readable as before."""
+    """Other words in a message and the plain column of it: a file of the same size, readable as before."""
     path = work / "shards" / SHARD
     content = path.read_bytes()
     prompt = trainable_row("text", "train", 2)["prompt"].encode()
-    assert content.count(prompt) == 1
+    assert content.count(prompt) == 2
     path.write_bytes(content.replace(prompt, prompt.upper()))
     return f"{SHARD}: row 2 (pubmedqa/train-2)"
 
@@ -146,7 +148,7 @@ def _rebuild(work: Path, change: dict[str, Any]) -> str:
     first, *others = (trainable_row("text", "train", key) for key in range(5))
     (folder / SHARD).unlink()
     batch = make_batch([{**first, **change}, *others])
-    (entry,) = write_shards([batch], folder, split="train", task="text", image_size=SIDE)
+    (entry,) = write_shards([batch], folder, split="train", task="text")
     manifest = load_manifest(folder)
     entries = tuple(entry if entry.path == old.path else old for old in manifest.shards)
     write_manifest(folder, replace(manifest, shards=entries))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rounding import rounding_bound
-from runs import TEXT, finish_well, left_behind, refused, start, train_well
+from runs import TEXT, WITH_EDIT, finish_well, left_behind, refused, start, train_well
 from safetensors.numpy import load_file
 from trainer_shards import make_model, make_trainable
 
@@ -19,7 +19,8 @@ from trainer.config import load_recipe, resolve
 STEPS = 4
 GIVEN = ("--model", "model", "--shards", "shards", "--learning-rate", "1e-2", "--eps", "1e-2")
 """With eps = rate a weight moves by no more than its gradient, which clipping keeps below 1."""
-TOKENS = 500  # of a step, at most
+TASKS = ("vqa", "text", "t2i", "edit")
+TOKENS = 800  # of a step, at most
 
 
 def _records(work: Path, out: str, kind: str = "step") -> list[dict]:
@@ -40,26 +41,27 @@ def _changed_parts(work: Path, out: str, step: int) -> set[str]:
 @pytest.fixture(scope="module")
 def mixed(work: Path) -> str:
     """A mixed run in a process of its own, with a checkpoint half-way; its output."""
-    return finish_well(start(work, *GIVEN, "--steps", STEPS, "--save-every", 2, "--out", "mixed"))
+    return finish_well(start(work, *GIVEN, *WITH_EDIT, "--steps", STEPS, "--save-every", 2, "--out", "mixed"))
 
 
 def test_a_mixed_run_says_what_it_does_and_leaves_everything(work: Path, mixed: str) -> None:
-    assert "step: 10 samples = 5 vqa + 1 text + 4 t2i; 4 steps" in mixed
+    assert "step: 12 samples = 5 vqa + 1 text + 4 t2i + 2 edit; 4 steps" in mixed
     plan = r"vqa: 7 rows, 2.86 epochs; 2 for validation; 1 × 5 samples in \d+ tokens, \d+ states, a"
     assert re.search(plan, mixed)
     assert "frozen: nothing" in mixed
     assert mixed.count("step ") == mixed.count(" · loss ") + 2  # the two validations name one as well
     first, *others = steps = _records(work, "mixed")
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
-    assert all(record["loss_per_task"].keys() == {"vqa", "text", "t2i"} for record in steps)
-    assert len({record["compilations"] for record in steps}) == 1
+    assert all(record["loss_per_task"].keys() == {*TASKS} for record in steps)
+    # One graph for each signature, another for its validation; norm and update.
+    assert {record["compilations"] for record in steps} == {2 * len(TASKS) + 2}
     assert all(0 < record["padding"] < 1 and record["tokens_per_second"] > 0 for record in steps)
     assert first["step_seconds_median"] is None  # it compiles
     for record in others:
         seconds, slots = record["seconds"], record["slots_per_second"]
         assert record["tokens_per_second"] == pytest.approx(slots * (1 - record["padding"]))
         assert record["step_seconds_median"] == pytest.approx(seconds, rel=0.01)
-        assert record["samples_per_second"] == pytest.approx(10 / seconds)
+        assert record["samples_per_second"] == pytest.approx(12 / seconds)
         assert 0 <= record["data_wait_seconds"] <= seconds
         assert 1e8 < record["peak_memory"] < 1e11
         assert record["compile_seconds"] == first["compile_seconds"] > 0
@@ -67,7 +69,7 @@ def test_a_mixed_run_says_what_it_does_and_leaves_everything(work: Path, mixed: 
     assert closing == ["step", "data", "graphs", "memory", "run", "checkpoint", "report"]
     assert [record["step"] for record in _records(work, "mixed", "validation")] == [0, STEPS]
     config = resolve(load_recipe(work / "mixed" / "config.yaml"))
-    assert config.counts == {"vqa": 5, "text": 1, "t2i": 4}
+    assert config.counts == {"vqa": 5, "text": 1, "t2i": 4, "edit": 2}
     assert (config.steps, config.learning_rate, config.device) == (STEPS, 1e-2, "CPU")
     assert (work / "mixed" / "train.log").read_text() == mixed
     assert not list((work / "mixed").rglob(".tmp-*"))
@@ -93,7 +95,7 @@ def _numbers(work: Path, out: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("out", "options"), OTHERWISE)
 def test_steps_computed_otherwise_are_the_same(work: Path, mixed: str, out: str, options: list) -> None:
-    output = train_well(work, *GIVEN, *options, "--steps", 2, "--eval-samples", 0, "--out", out)
+    output = train_well(work, *GIVEN, *WITH_EDIT, *options, "--steps", 2, "--eval-samples", 0, "--out", out)
     calls = "3 × 2" if "--micro-batch" in options else "1 × 5"
     assert re.search(rf"vqa: 7 rows, 1.43 epochs; 0 for validation; {calls} samples in \d+ tokens", output)
     # Sums over a step's tokens are made in other parts; those of the second step with other weights, too.
@@ -113,8 +115,8 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -
     assert left_behind(work / "resumed", STEPS) == left_behind(work / "mixed", STEPS)
     output = train_well(work, "--out", "resumed", "--resume")
     assert "nothing left to do: 4 steps are done" in output.splitlines()[-1]
-    output = refused(work, "--out", "mixed", "--resume", "--seed", 3, "--batch-size", 20)
-    assert "batch_size was 10, now 20; seed was 0, now 3" in output
+    output = refused(work, "--out", "mixed", "--resume", "--seed", 3, "--batch-size", 24)
+    assert "batch_size was 12, now 24; seed was 0, now 3" in output
     assert "--out mixed" in refused(work, *GIVEN, "--out", "mixed")
     assert "nothing holds no run" in refused(work, *GIVEN, "--out", "nothing", "--resume")
     assert "Error: shardz: no such folder" in refused(work, *GIVEN, "--shards", "shardz", "--out", "none")
@@ -126,6 +128,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(work: Path, mixed: str) -
     [
         ("vqa", 1, {"aligner"}),
         ("t2i", 1, {"gen_embed", "gen_aligner", "gen_head"}),
+        ("edit", 1, {"aligner", "gen_embed", "gen_aligner", "gen_head"}),
         ("text", 3, {"llama", "lm_head"}),
     ],
 )

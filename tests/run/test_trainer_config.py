@@ -67,6 +67,11 @@ def test_yaml_reads_values_as_they_are_written(tmp_path: Path) -> None:
     assert config.ratio == {"vqa": 5, "text": 1, "t2i": 4}
     assert (config.learning_rate, config.train_gen_embed, config.sources) == (1e-3, False, ("a", "b"))
     assert load_recipe(_recipe(tmp_path, "ratio: {t2i: 4, vqa: 5}"))["ratio"] == {"t2i": 4, "vqa": 5}
+    mixed = resolve(
+        load_recipe(_recipe(tmp_path, "ratio: vqa=5,text=1,t2i=4,edit=2\nloss_weight: edit=2.5\n"))
+    )
+    assert mixed.counts == {"vqa": 5, "text": 1, "t2i": 4, "edit": 2}
+    assert mixed.loss_weight == {"edit": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -85,9 +90,14 @@ def test_yaml_reads_values_as_they_are_written(tmp_path: Path) -> None:
         ("mode: eager", "mode: 'eager' is not one of 'graph', 'pynative'"),
         ("stage: 4", "stage: '4' is not one of '1', '2', '3'"),
         ("ratio: 5:1", "ratio: expected 5:1:4 (vqa:text:t2i)"),
-        ("ratio: {voice: 1}", "ratio: expected vqa, text, t2i"),
+        (
+            "ratio: {voice: 1}",
+            "ratio: expected vqa, text, t2i, edit, interleaved, each at most once, got 'voice'",
+        ),
+        ("loss_weight: {vqa: 0}", "loss_weight: 0.0 is not"),
+        ("loss_weight: t2i=heavy", "loss_weight: 'heavy' is not"),
         ("samples: vqa=-3", "samples: -3 is not"),
-        ("samples: vqa=3,vqa=4", "samples: expected vqa, text, t2i, each at most once"),
+        ("samples: vqa=3,vqa=4", "samples: expected vqa, text, t2i, edit, interleaved, each at most once"),
         ("train_gen_embed: maybe", "train_gen_embed: 'maybe' is not"),
         ("- steps", "expected `field: value` lines, got a list"),
         ("a: [", "cannot be read as YAML"),
@@ -112,7 +122,10 @@ def test_a_wrong_recipe_names_file_field_and_what_was_expected(tmp_path: Path, t
         (["--dtype", "bfloat16", "--device", "CPU"], "bfloat16 has no kernels on CPU"),
         (["--stage", "1", "--task", "text"], "stage: 1 trains nothing that text passes through"),
         (["--stage", "1", "--ratio", "1:1:3"], "leave text out (--ratio 1:0:3)"),
-        (["--config", "nope"], "nor one of the recipes demo, mixed, radiology, sample, t2i, text, vqa"),
+        (
+            ["--config", "nope"],
+            "nor one of the recipes demo, edit, interleaved, mixed, own-data, radiology, sample, t2i",
+        ),
         (["--task", "vqa", "--samples", "vqa=0"], "vqa=0 leaves nothing"),
         (["--samples", "vqa=0"], "at least one task"),
     ],

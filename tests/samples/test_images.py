@@ -168,13 +168,13 @@ def test_rows_of_bad_pictures_are_rejected_and_odd_ones_are_used(tmp_path: Path,
     assert {(row["stage"], row["reason"]) for row in rejects} == {("images", "image_unreadable")}
     assert all(row["detail"] for row in rejects)
     assert not any(" at 0x" in row["detail"] for row in rejects)  # the same words at every build
-    prepared = ImageRows(work / "images", "understanding")
+    prepared = ImageRows(work / "images", "understanding", "webp")
     assert len(prepared) == len({data for data, _ in USED.values()})
     places = {sha256: i for i, sha256 in enumerate(prepared.index[0].to_pylist())}
     for row in read_table(work / "ingest" / "medical-vqa.rows.arrow").to_pylist():
         if row["source_key"] in USED:
-            i = places[row["image_sha256"]]
-            difference = prepared.pixels(i)[192, 192].astype(int) - USED[row["source_key"]][1]
+            i = places[row["messages"][0]["pictures"][0]]
+            difference = prepared.pixels(i, 384)[192, 192].astype(int) - USED[row["source_key"]][1]
             assert np.abs(difference).max() <= 1, row["source_key"]
 
 

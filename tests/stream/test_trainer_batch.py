@@ -10,69 +10,112 @@ from hypothesis import strategies as st
 from trainer_shards import WORDS, realistic_lengths, shape_of, word_tokenizer
 
 from janus.common.errors import UserError
-from janus.prompts import PromptRow, encode_samples, unconditional
+from janus.prompts import IMAGE as IMAGE_KIND
+from janus.prompts import SIGNATURES, TEXT, Message, encode_samples, task_of, unconditional
 from janus.tokens import IGNORE
 from shards.schema import RowBlock, Sample
 from trainer.stream.collate import collate, without_prompts
 from trainer.stream.plan import Plan, cut, sample_weights
-from trainer.stream.shapes import Batch, BatchShape, ImageShape, cheapest_rows, fullest_row, pack, shape_for
+from trainer.stream.shapes import (
+    Batch,
+    BatchShape,
+    Counts,
+    ImageShape,
+    cheapest_rows,
+    fullest_row,
+    pack,
+    shape_for,
+)
 
 SIDE, TOKENS, CODES = 8, 4, 50
 IMAGE = ImageShape(SIDE, TOKENS, CODES)
-TASKS = ("text", "vqa", "t2i")
-PICTURES = {"vqa": ("pixels_IHWC", (SIDE, SIDE, 3)), "t2i": ("image_tokens_IT", (TOKENS,))}
+SPECIAL = word_tokenizer().special
 
 
 def _sample(
-    task: str, key: int = 0, prompt: str = "w1 w2", answer: str = "w3", history: tuple = ()
+    task: str,
+    key: int = 0,
+    prompt: str = "w1 w2",
+    answer: str = "w3",
+    history: tuple = (),
+    shown: int = 1,
+    drawn: int = 1,
 ) -> Sample:
-    rng = np.random.default_rng(key)
-    row = PromptRow(task, prompt, "" if task == "t2i" else answer, history)
-    (encoded,) = encode_samples(word_tokenizer(), [row], TOKENS)
-    texts = {"source": "test", "split": "train", "source_key": str(key), "sha256": "", "image_sha256": None}
+    """shown, drawn: pictures of the first question and of the last answer, where the task has them."""
+    rng, kinds = np.random.default_rng(key), SIGNATURES[task]
+    messages = []
+    for asked, said in (*history, (prompt, answer if kinds.text else "")):
+        messages += [Message("user", asked), Message("assistant", said)]
+    messages[0] = replace(messages[0], pictures=["a"] * shown * kinds.understood)
+    messages[-1] = replace(messages[-1], pictures=["b"] * drawn * kinds.drawn)
+    assert task_of(messages) == task
+    (encoded,) = encode_samples(word_tokenizer(), [messages], TOKENS)
+    texts = {"prompt": prompt, "answer": messages[-1].text, "source": "test", "sha256": ""}
     return Sample(
-        **{**texts, **vars(row), **vars(encoded)},
+        **{**texts, "split": "train", "source_key": str(key), **vars(encoded)},
+        task=task,
         sample_id=f"{task}/{key}",
-        image=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) if task == "vqa" else None,
-        image_tokens=rng.integers(0, CODES, TOKENS).astype(np.uint16) if task == "t2i" else None,
+        messages=tuple(messages),
+        images=list(rng.integers(0, 256, (len(messages[0].pictures), SIDE, SIDE, 3), np.uint8)),
+        image_tokens=rng.integers(0, CODES, TOKENS * len(messages[-1].pictures)).astype(np.uint16),
     )
 
 
 def _collate(task: str, samples: list[Sample], shape: BatchShape | None = None) -> Batch:
-    shape = shape or shape_of(task, samples, IMAGE)
-    (batch,) = collate(task, RowBlock.of(samples), [len(samples)], shape, word_tokenizer().special)
+    (batch,) = collate(task, RowBlock.of(samples), [len(samples)], shape or shape_of(samples, IMAGE), SPECIAL)
     return batch
 
 
-def _targets(batch: Batch) -> list[tuple[int, int]]:
-    used = batch.labels_N != IGNORE
-    return list(zip(batch.state_rows_N[used].tolist(), batch.labels_N[used].tolist(), strict=True))
+def _targets(batch: Batch, kind: int = TEXT) -> list[tuple[int, int]]:
+    """(state, label) of every target of a kind."""
+    pairs = {
+        TEXT: (batch.state_rows_N, batch.labels_N),
+        IMAGE_KIND: (batch.image_rows_N, batch.image_labels_N),
+    }
+    states_N, labels_N = pairs[kind]
+    used = labels_N != IGNORE
+    return list(zip(states_N[used].tolist(), labels_N[used].tolist(), strict=True))
 
 
-def test_the_first_image_token_is_trained_and_begin_of_image_predicts_it() -> None:
-    sample = _sample("t2i")
-    batch = _collate("t2i", [sample])
-    begin = int(np.argmax(sample.input_ids == word_tokenizer().special.begin_of_image))
-    assert _targets(batch) == list(enumerate(sample.image_tokens.tolist(), begin))
-    assert batch.supervised == TOKENS
-    # The state at the slot of token j has seen tokens 0 to j: slot j is embedding j of the image.
-    assert batch.image_index_P[begin + 1 : begin + 1 + TOKENS].tolist() == [1, 2, 3, 4]
-    assert (batch.image_index_P > 0).sum() == TOKENS
+@pytest.mark.parametrize("task", ["t2i", "edit", "interleaved"])
+def test_the_first_image_token_is_trained_and_begin_of_image_predicts_it(task: str) -> None:
+    sample = _sample(task, shown=2)
+    batch = _collate(task, [sample])
+    begin = int(np.flatnonzero(sample.input_ids == SPECIAL.begin_of_image)[-1])
+    assert _targets(batch, IMAGE_KIND) == list(enumerate(sample.image_tokens.tolist(), begin))
+    assert batch.supervised == TOKENS + (len(_targets(batch)) if task == "interleaved" else 0)
+    # The state at the slot of token j has seen tokens 0 to j: slot j is embedding j of the image, which
+    # stands behind those of the pictures that are shown.
+    first = 1 + len(sample.images) * TOKENS
+    assert batch.image_index_P[begin + 1 : begin + 1 + TOKENS].tolist() == [*range(first, first + TOKENS)]
+    assert (batch.image_index_P > 0).sum() == first - 1 + TOKENS
 
 
-def test_the_null_prompt_is_the_samplers_and_stays_attended_to() -> None:
-    special, sample = word_tokenizer().special, _sample("t2i", prompt="w1 w2 w3")
-    shape = shape_of("t2i", [sample], IMAGE)
-    nulled = without_prompts(RowBlock.of([sample]), [0], special)
-    (batch,) = collate("t2i", nulled, [1], shape, special)
-    length = len(sample.input_ids)
-    begin = int(np.argmax(sample.input_ids == special.begin_of_image))
-    ids = batch.input_ids_P
-    assert ids[: begin + 1].tolist() == [special.bos, *[special.pad] * (begin - 1), special.begin_of_image]
-    np.testing.assert_array_equal(ids[:length], unconditional(sample.input_ids, special))
+@pytest.mark.parametrize("task", ["t2i", "edit", "interleaved"])
+def test_the_null_prompt_is_the_samplers_and_stays_attended_to(task: str) -> None:
+    answered = (("w4", "w5 w6"),) if task == "interleaved" else ()
+    sample = _sample(task, prompt="w1 w2 w3", history=answered)
+    shape = shape_of([sample], IMAGE)
+    nulled = without_prompts(RowBlock.of([sample]), [0], SPECIAL)
+    (batch,) = collate(task, nulled, [1], shape, SPECIAL)
+    length, ids = len(sample.input_ids), batch.input_ids_P
+    np.testing.assert_array_equal(ids[:length], unconditional(sample.input_ids, SPECIAL, sample.supervised))
+    # What is left: BOS, the pictures that are shown with their frame, what is supervised, the drawn picture.
+    shown = [SPECIAL.begin_of_image, *[SPECIAL.image_placeholder] * TOKENS, SPECIAL.end_of_image]
+    drawn = int(np.flatnonzero(sample.input_ids == SPECIAL.begin_of_image)[-1])
+    answers = [word_tokenizer().encode_texts([said])[0] for _, said in answered]
+    left = [token for token in ids[:drawn].tolist() if token != SPECIAL.pad]
+    assert left == [
+        SPECIAL.bos,
+        *shown * len(sample.images),
+        *(t for a in answers for t in (*a, SPECIAL.eos)),
+    ]
+    np.testing.assert_array_equal(ids[drawn:length], sample.input_ids[drawn:])
     # Pad ids within the sample are positions like any other; only what is empty is not.
     assert batch.segment_ids_BS[0].tolist() == [1] * length + [0] * (shape.length - length)
-    assert _targets(batch) == _targets(_collate("t2i", [sample]))
+    for name, array in vars(_collate(task, [sample])).items():
+        if name != "input_ids_P":
+            np.testing.assert_array_equal(getattr(batch, name), array)
 
 
 def test_every_answer_of_a_conversation_is_supervised_with_its_eos() -> None:
@@ -89,44 +132,56 @@ def test_every_answer_of_a_conversation_is_supervised_with_its_eos() -> None:
 
 @st.composite
 def _samples(draw: st.DrawFn) -> tuple[str, list[Sample]]:
-    task = draw(st.sampled_from(TASKS))
+    task = draw(st.sampled_from([*SIGNATURES]))
     words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
-    sample = st.builds(_sample, st.just(task), st.integers(0, 99), words, words)
-    return task, draw(st.lists(sample, min_size=1, max_size=8))
+    shown = st.integers(0 if task == "interleaved" else 1, 3)
+    texts = st.just(task), st.integers(0, 99), words, words, st.just(())
+    return task, draw(st.lists(st.builds(_sample, *texts, shown, st.integers(1, 2)), min_size=1, max_size=8))
 
 
-def _plainly(task: str, samples: list[Sample], shape: BatchShape) -> dict[str, np.ndarray]:
+def _plainly(samples: list[Sample], shape: BatchShape) -> dict[str, np.ndarray]:
+    """The arrays of a micro-batch, token by token, target by target, picture by picture."""
     lengths = np.zeros((1, shape.samples), np.int64)
     lengths[0, : len(samples)] = [len(sample.input_ids) for sample in samples]
     rows_N, slots_N = pack(lengths, shape.attention_rows)
-    special, grid = word_tokenizer().special, (shape.attention_rows, shape.length)
-    names = ("position_ids_P", "image_index_P")
-    arrays = {name: np.zeros(shape.tokens, np.int32) for name in names}
-    arrays |= {"input_ids_P": np.full(shape.tokens, special.pad), "segment_ids_BS": np.zeros(grid, np.int32)}
-    arrays |= {"token_of_BS": np.full(grid, shape.tokens - 1), "labels_N": np.full(shape.states, IGNORE)}
+    grid, codes = (shape.attention_rows, shape.length), shape.drawn * TOKENS
+    arrays = {"position_ids_P": np.zeros(shape.tokens), "input_ids_P": np.full(shape.tokens, SPECIAL.pad)}
+    arrays |= {"segment_ids_BS": np.zeros(grid), "token_of_BS": np.full(grid, shape.tokens - 1)}
     arrays |= {"slot_of_P": np.full(shape.tokens, shape.attention_rows * shape.length - 1)}
-    arrays |= {"state_rows_N": np.zeros(shape.states, np.int32)}
-    name, per_image = PICTURES.get(task, ("", ()))
-    if name:
-        arrays[name] = np.zeros((shape.images, *per_image), np.int32)
-    token = image_slot = state = 0
+    if shape.states:
+        arrays |= {"labels_N": np.full(shape.states, IGNORE), "state_rows_N": np.zeros(shape.states)}
+    if shape.drawn:
+        arrays |= {"image_labels_N": np.full(codes, IGNORE), "image_rows_N": np.zeros(codes)}
+        arrays["image_tokens_IT"] = np.zeros((shape.drawn, TOKENS))
+    if shape.understood:
+        arrays["pixels_IHWC"] = np.zeros((shape.understood, SIDE, SIDE, 3))
+    if shape.understood or shape.drawn:
+        arrays["image_index_P"] = np.zeros(shape.tokens)
+    token = shown = drawn = state = 0
     for row, sample in enumerate(samples):
-        first, codes = token, iter(() if sample.image_tokens is None else sample.image_tokens.tolist())
+        first, before, kinds, own = token, shown, dict[int, int](), iter(sample.image_tokens.tolist())
+        for start, end, kind in sample.supervised.tolist():
+            kinds |= dict.fromkeys(range(start, end), kind)
         for position, token_id in enumerate(sample.input_ids.tolist()):
             arrays["input_ids_P"][token], arrays["position_ids_P"][token] = token_id, position
             place = rows_N[0, row], slots_N[0, row] + position
             arrays["token_of_BS"][place], arrays["segment_ids_BS"][place] = token, 1 + row
             arrays["slot_of_P"][token] = place[0] * shape.length + place[1]
-            if token_id == special.image_placeholder:
-                image_slot += 1
-                arrays["image_index_P"][token] = image_slot
+            if kinds.get(position) == TEXT:
+                arrays["state_rows_N"][state], arrays["labels_N"][state] = first + position - 1, token_id
+                state += 1
+            elif kinds.get(position) == IMAGE_KIND:
+                code = next(own)
+                arrays["image_rows_N"][drawn], arrays["image_labels_N"][drawn] = first + position - 1, code
+                arrays["image_tokens_IT"][drawn // TOKENS, drawn % TOKENS] = code
+                drawn += 1
+                arrays["image_index_P"][token] = shape.understood * TOKENS + drawn
+            elif token_id == SPECIAL.image_placeholder:
+                shown += 1
+                arrays["image_index_P"][token] = shown
+                if shown % TOKENS == 0:
+                    arrays["pixels_IHWC"][shown // TOKENS - 1] = sample.images[(shown - before) // TOKENS - 1]
             token += 1
-        for target in (place for span in sample.supervised.tolist() for place in range(*span)):
-            arrays["state_rows_N"][state] = first + target - 1
-            arrays["labels_N"][state] = next(codes) if task == "t2i" else sample.input_ids[target]
-            state += 1
-        if name:
-            arrays[name][row] = sample.image if task == "vqa" else sample.image_tokens
     return arrays
 
 
@@ -135,47 +190,67 @@ def _plainly(task: str, samples: list[Sample], shape: BatchShape) -> dict[str, n
 def test_calls_are_those_made_plainly(task_samples: tuple[str, list[Sample]], count: int, rows: int) -> None:
     task, samples = task_samples
     calls = [samples[start : start + count] for start in range(0, len(samples), count)]
-    shape = shape_of(task, samples, IMAGE, rows)
-    batches = collate(task, RowBlock.of(samples), list(map(len, calls)), shape, word_tokenizer().special)
+    shape = shape_of(samples, IMAGE, rows)
+    batches = collate(task, RowBlock.of(samples), list(map(len, calls)), shape, SPECIAL)
     for call, batch in zip(calls, batches, strict=True):
-        plain = _plainly(task, call, shape)
+        plain = _plainly(call, shape)
         given_ = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
         assert given_.keys() == plain.keys()
+        assert len(batch.inputs) == len(plain)
         for name, array in plain.items():
             np.testing.assert_array_equal(given_[name], array, err_msg=name)
             assert given_[name].dtype == (np.uint8 if name == "pixels_IHWC" else np.int32)
         # Padding points at the last token and the last slot: neither is real, so it belongs to no sample.
         assert batch.tokens < shape.tokens
         assert batch.segment_ids_BS[-1, -1] == 0
-        assert batch.state_rows_N[batch.labels_N != IGNORE].max() < batch.tokens
+        for kind in (TEXT, IMAGE_KIND):
+            if (batch.labels_N if kind == TEXT else batch.image_labels_N) is not None:
+                assert all(state < batch.tokens for state, _ in _targets(batch, kind))
+
+
+def _counts(*sizes: list) -> Counts:
+    """tokens, targets of text, understood and drawn pictures; those left out are zero."""
+    arrays = [np.array(own) for own in sizes]
+    return Counts(*arrays, *[np.zeros_like(arrays[0])] * (4 - len(arrays)))
 
 
 def test_shapes_are_the_smallest_that_fit_all() -> None:
-    tokens = np.array([[65, 60, 50, 25], [30, 30, 20, 0]])
-    supervised = np.array([[10, 10, 10, 3], [1, 1, 1, 0]])
-    shape = shape_for("text", tokens, supervised, IMAGE)
-    assert shape == BatchShape(4, attention_rows=3, length=80, tokens=208, states=48, images=0, image=IMAGE)
-    assert shape_for("vqa", tokens, supervised, IMAGE).images == 4
+    tokens, targets = [[65, 60, 50, 25], [30, 30, 20, 0]], [[10, 10, 10, 3], [1, 1, 1, 0]]
+    shape = shape_for(_counts(tokens, targets), IMAGE)
+    text = {"samples": 4, "attention_rows": 3, "length": 80, "tokens": 208, "states": 48}
+    assert shape == BatchShape(**text, understood=0, drawn=0, image=IMAGE)
+    assert shape.signature == SIGNATURES["text"]
+    # Pictures are as many as the micro-batch with the most has; a picture costs too much to round up.
+    shape = shape_for(
+        _counts(tokens, targets, [[1, 1, 1, 1], [1, 3, 1, 0]], [[2, 1, 0, 0], [0, 0, 1, 0]]), IMAGE
+    )
+    assert shape == BatchShape(**text, understood=5, drawn=3, image=IMAGE)
+    assert shape.signature == SIGNATURES["interleaved"]
     # One token and one slot of a row stay empty, also where the numbers are round; states need no such place.
-    shape = shape_for("t2i", np.array([[64]]), np.array([[32]]), IMAGE)
+    shape = shape_for(_counts([[64]], [[32]]), IMAGE)
     assert (shape.length, shape.tokens, shape.states) == (80, 80, 32)
-    assert shape_for("t2i", np.array([[63]]), np.array([[32]]), IMAGE).tokens == 64
+    assert shape_for(_counts([[63]], [[32]]), IMAGE).tokens == 64
 
     # Short samples share rows where that makes attention cheaper.
     assert cheapest_rows(np.array([[200, 50, 60, 90], [100, 100, 100, 100]])) == 2
     assert cheapest_rows(np.array([[600, 620], [610, 630]])) == 2
 
 
-@pytest.mark.parametrize("less", ["samples", "attention_rows", "length", "tokens", "states"])
+@pytest.mark.parametrize(
+    "less", ["samples", "attention_rows", "length", "tokens", "states", "understood", "drawn"]
+)
 def test_samples_that_do_not_fit_the_shape_are_never_cut(less: str) -> None:
-    samples = [_sample("text", key, prompt="w1 " * 20, answer="w2 " * 20) for key in range(3)]
-    longest = len(samples[0].input_ids)
-    exact = BatchShape(3, 3, longest + 1, 3 * longest + 1, 3 * 21, 0, IMAGE)
-    batch = _collate("text", samples, exact)
-    assert (batch.samples, batch.tokens, batch.supervised) == (3, 3 * longest, 63)
+    samples = [
+        _sample("interleaved", key, prompt="w1 " * 20, answer="w2 " * 20, shown=2, drawn=3)
+        for key in range(3)
+    ]
+    longest, pictures = len(samples[0].input_ids), {"understood": 6, "drawn": 9}
+    exact = BatchShape(3, 3, longest + 1, 3 * longest + 1, 3 * 21, **pictures, image=IMAGE)
+    batch = _collate("interleaved", samples, exact)
+    assert (batch.samples, batch.tokens, batch.supervised) == (3, 3 * longest, 63 + 9 * TOKENS)
     small = replace(exact, **{less: getattr(exact, less) - 1})
-    with pytest.raises(ValueError, match="text/0 to text/2 do not fit"):
-        _collate("text", samples, small)
+    with pytest.raises(ValueError, match="interleaved/0 to interleaved/2 do not fit"):
+        _collate("interleaved", samples, small)
 
 
 @pytest.mark.parametrize("times", [1, 4])
@@ -187,12 +262,14 @@ def test_less_than_5_percent_of_a_realistic_mixed_step_is_padding(times: int) ->
     weights = {task: sample_weights(*pair) for task, pair in lengths.items()}
     plan = Plan(0, weights, counts, {task: rows for task, (_, rows) in calls.items()})
     steps, real, computed = 60, 0, 0
-    for task, (tokens, states) in lengths.items():
-        sizes = (plan.sizes(task, steps, numbers) for numbers in (tokens, states))
-        shape = shape_for(task, *sizes, ImageShape(SIDE, 576, CODES))
+    for task, (tokens, _) in lengths.items():
+        shape = shape_for(_counts(plan.sizes(task, steps, tokens)), ImageShape(SIDE, 576, CODES))
         real += tokens[plan.draw(task, 1, steps).indices].sum()
         computed += steps * calls[task][0] * shape.tokens
     assert 0 < 1 - real / computed < 0.05
+
+
+NO_SPANS, NO_CODES = np.zeros((0, 3), np.int32), np.zeros(0, np.uint16)
 
 
 @pytest.mark.parametrize(
@@ -200,31 +277,40 @@ def test_less_than_5_percent_of_a_realistic_mixed_step_is_padding(times: int) ->
     [
         ("vqa", {"task": "text"}, "is of task text, not vqa"),
         ("text", {"split": "test"}, "marked test"),
-        ("text", {"supervised": np.zeros((0, 2), np.int32)}, "no supervised tokens"),
-        ("text", {"supervised": np.array([[0, 2]], np.int32)}, "spans outside"),
-        ("text", {"supervised": np.array([[3, 2000]], np.int32)}, "spans outside"),
-        ("vqa", {"image": None}, "has no image"),
-        ("vqa", {"image": np.zeros((16, 16, 3), np.uint8)}, "16 pixels, the model takes 8"),
-        ("t2i", {"image_tokens": None}, "has no image tokens"),
-        ("t2i", {"image_tokens": np.zeros(3, np.uint16)}, "3 image tokens, the model takes 4"),
+        ("text", {"supervised": NO_SPANS}, "no supervised tokens"),
+        ("text", {"supervised": np.array([[0, 2, TEXT]], np.int32)}, "spans outside"),
+        ("text", {"supervised": np.array([[3, 2000, TEXT]], np.int32)}, "spans outside"),
+        ("vqa", {"images": ()}, "has no image"),
+        ("edit", {"images": ()}, "has no image"),
+        ("interleaved", {"images": ()}, "8 image placeholders, the model takes 4"),
+        ("vqa", {"images": [np.zeros((16, 16, 3), np.uint8)]}, "16 pixels, the model takes 8"),
+        ("edit", {"images": [np.zeros((16, 16, 3), np.uint8)]}, "16 pixels, the model takes 8"),
+        ("t2i", {"image_tokens": NO_CODES}, "has no image tokens"),
+        ("edit", {"image_tokens": NO_CODES}, "has no image tokens"),
+        ("t2i", {"image_tokens": np.zeros(3, np.uint16)}, "3 image tokens, the model takes 4 a picture"),
+        ("t2i", {"image_tokens": np.zeros(8, np.uint16)}, "4 image placeholders, the model takes 8"),
         ("t2i", {"image_tokens": np.array([0, 0, 0, 50], np.uint16)}, "image token 50, the model has 50"),
     ],
 )
 def test_a_sample_its_task_cannot_be_trained_on_is_named(task: str, change: dict, says: str) -> None:
-    sample = _sample(task, 7)
+    sample, fitting = _sample(task, 7), _sample(task, 6)
     with pytest.raises(UserError, match=f"^sample {task}/7: .*{says}"):
-        _collate(task, [replace(sample, **change)], shape_of(task, [sample], IMAGE))
+        _collate(task, [fitting, replace(sample, **change)], shape_of([fitting, sample], IMAGE))
 
 
-def test_a_t2i_row_without_all_its_slots_is_named() -> None:
-    sample = _sample("t2i")
-    shape = shape_of("t2i", [sample], IMAGE)
+@pytest.mark.parametrize("task", ["t2i", "edit"])
+def test_a_drawn_picture_without_all_its_slots_is_named(task: str) -> None:
+    sample = _sample(task)
+    shape = shape_of([sample], IMAGE)
     ids = np.where(np.arange(len(sample.input_ids)) == sample.supervised[0, 0], 0, sample.input_ids)
-    shifted = sample.supervised + np.array([[1, 0]], np.int32)
-    with pytest.raises(UserError, match="3 image placeholders, the model takes 4"):
-        _collate("t2i", [replace(sample, input_ids=ids)], shape)
-    with pytest.raises(UserError, match="supervises 3 positions, its image has 4"):
-        _collate("t2i", [replace(sample, supervised=shifted)], shape)
+    shifted = sample.supervised + np.array([[1, 0, 0]], np.int32)
+    placeholders = TOKENS * (1 + len(sample.images))
+    with pytest.raises(
+        UserError, match=f"{placeholders - 1} image placeholders, the model takes {placeholders}"
+    ):
+        _collate(task, [replace(sample, input_ids=ids)], shape)
+    with pytest.raises(UserError, match="supervises 3 image positions, its pictures have 4 tokens"):
+        _collate(task, [replace(sample, supervised=shifted)], shape)
 
 
 @settings(max_examples=60, deadline=None)

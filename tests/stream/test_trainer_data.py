@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from rounding import rounding_bound
-from trainer_shards import make_feed, make_model, make_trainable
+from trainer_shards import make_feed, make_model, make_trainable, word_tokenizer
 
 from janus.checkpoint.folder import open_model
 from janus.common.errors import UserError
+from janus.prompts import SIGNATURES, unconditional
 from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from trainer.config import resolve
 from trainer.run.open import check_model
 from trainer.step import TrainStep
 from trainer.stream.feed import BLOCKS_AHEAD, Feed, steps_ahead
-from trainer.stream.shapes import ROUND_TO
+from trainer.stream.plan import null_prompt
+from trainer.stream.shapes import ROUND_TO, Batch, round_up
 
-TRAIN = {"vqa": 7, "text": 6, "t2i": 6}
+TRAIN = {"vqa": 7, "text": 6, "t2i": 6, "edit": 5, "interleaved": 4}
+RATIO = {"vqa": 5, "text": 1, "t2i": 4, "edit": 2, "interleaved": 1}
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +31,39 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_trainable(tmp_path_factory.mktemp("data") / "shards", TRAIN)
 
 
+def _used(labels_N: np.ndarray | None) -> list[int]:
+    """The labels that count."""
+    return [] if labels_N is None else labels_N[labels_N >= 0].tolist()
+
+
+def _targets(batch: Batch) -> list[int]:
+    """Those of text, then those of images."""
+    return [*_used(batch.labels_N), *_used(batch.image_labels_N)]
+
+
 def test_a_step_holds_the_exact_counts_in_equal_micro_batches(shards: Path) -> None:
-    feed = make_feed(shards, micro_batch=3)
+    feed = make_feed(shards, micro_batch=3, ratio=RATIO)
     data = feed.step(3)
     made = [(task, batch.samples) for task, batch in data.batches]
-    assert made == [("vqa", 3), ("vqa", 2), ("text", 1), ("t2i", 2), ("t2i", 2)]
-    assert data.samples == 10
+    first = [("vqa", 3), ("vqa", 2), ("text", 1), ("t2i", 2), ("t2i", 2)]
+    assert made == [*first, ("edit", 2), ("interleaved", 1)]
+    assert data.samples == 13
     for task, batch in data.batches:
         shape = feed.shapes[task]
         assert batch.input_ids_P.shape == (shape.tokens,)
         assert batch.token_of_BS.shape == (shape.attention_rows, shape.length)
-    assert [feed.shapes[task].samples for task in ("vqa", "text", "t2i")] == [3, 1, 2]
-    assert data.supervised == sum((batch.labels_N >= 0).sum() for _, batch in data.batches)
+    assert [feed.shapes[task].samples for task in RATIO] == [3, 1, 2, 2, 1]
+    assert feed.signatures == {task: SIGNATURES[task] for task in RATIO}
+    assert data.supervised == sum(len(_targets(batch)) for _, batch in data.batches)
     assert data.tokens < data.slots
 
 
 def test_micro_batching_changes_neither_samples_nor_targets(shards: Path) -> None:
     def content(micro_batch: int, step: int) -> dict[str, list]:
         seen: dict[str, list] = {task: [] for task in TRAIN}
-        feed = make_feed(shards, micro_batch=micro_batch, null_prompt_prob=0.5)
+        feed = make_feed(shards, micro_batch=micro_batch, null_prompt_prob=0.5, ratio=RATIO)
         for task, batch in feed.step(step).batches:
-            seen[task] += [*batch.input_ids_P[: batch.tokens], *batch.labels_N[: batch.supervised]]
+            seen[task] += [*batch.input_ids_P[: batch.tokens], *_targets(batch)]
         return {task: sorted(some) for task, some in seen.items()}
 
     for step in (1, 2, 3):
@@ -58,27 +73,49 @@ def test_micro_batching_changes_neither_samples_nor_targets(shards: Path) -> Non
 
 def test_every_call_of_a_run_fits_the_shape_that_was_chosen_for_it(shards: Path) -> None:
     """And no smaller one would do: the fullest call fills all but the rounding."""
-    feed = make_feed(shards, micro_batch=2, steps=30)
+    feed = make_feed(shards, micro_batch=2, steps=30, ratio=RATIO)
     batches = [pair for step in range(1, 31) for pair in feed.step(step).batches]
     batches += [(task, batch) for task in TRAIN for batch in feed.validation_batches(task)]
     for task, shape in feed.shapes.items():
         calls = [batch for other, batch in batches if other == task]
         fullest = max(int((batch.segment_ids_BS > 0).sum(1).max()) for batch in calls)
         assert shape.tokens - ROUND_TO <= max(batch.tokens for batch in calls) < shape.tokens
-        assert shape.states - ROUND_TO < max(batch.supervised for batch in calls) <= shape.states
+        assert shape.states == round_up(max(len(_used(batch.labels_N)) for batch in calls))
+        assert shape.codes == max(len(_used(batch.image_labels_N)) for batch in calls)
+        assert shape.understood == shape.samples * SIGNATURES[task].understood
         assert shape.length - ROUND_TO <= fullest < shape.length
+
+
+def test_null_prompts_are_dealt_to_every_task_that_draws(shards: Path) -> None:
+    """By sample and epoch; what a prompt keeps, tests of batches say."""
+    feed, stored = make_feed(shards, micro_batch=1, null_prompt_prob=0.5, ratio=RATIO), ShardSet.open(shards)
+    special = word_tokenizer().special
+    nulled: dict[str, set[bool]] = {task: set() for task in RATIO}
+    for step in range(1, 6):
+        data = feed.step(step)
+        uses = [(d.task, use) for d in data.drawn for use in zip(d.sample_ids, d.epochs, strict=True)]
+        for (task, (sample_id, epoch)), (_, batch) in zip(uses, data.batches, strict=True):
+            sample = stored.find(sample_id)
+            null = SIGNATURES[task].drawn and null_prompt(0, sample_id, epoch, 0.5)
+            nulled[task].add(null)
+            expected = (
+                unconditional(sample.input_ids, special, sample.supervised) if null else sample.input_ids
+            )
+            np.testing.assert_array_equal(batch.input_ids_P[: batch.tokens], expected)
+    assert nulled == {task: {True, False} if SIGNATURES[task].drawn else {False} for task in RATIO}
 
 
 def _training(shards: Path, work: Path, **given: Any) -> tuple[Feed, TrainStep, Callable[[], dict]]:
     feed, network = make_feed(shards, **given), open_model(str(work / "model")).build()
-    step = TrainStep(network, feed.shapes, resolve({**given, "device": "CPU"}))
+    step = TrainStep(network, feed.signatures, resolve({**given, "device": "CPU"}))
     return feed, step, lambda: {p.name: p.asnumpy().copy() for p in network.get_parameters()}
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("t2i", "graph"), ("text", "pynative"))]
+SLOW = (("t2i", "graph"), ("text", "pynative"), ("vqa", "pynative"), ("interleaved", "pynative"))
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
 
 
-@pytest.mark.parametrize(("task", "mode"), [("vqa", "pynative"), *SLOW])
+@pytest.mark.parametrize(("task", "mode"), [("edit", "pynative"), *SLOW])
 def test_micro_batches_make_the_same_step(shards: Path, work: Path, task: str, mode: str) -> None:
     results = []
     for micro_batch in (6, 1, 2):
@@ -120,10 +157,12 @@ def test_a_step_that_is_discarded_leaves_no_trace(shards: Path, work: Path) -> N
         network.apply(1e-2)
 
 
-@pytest.mark.parametrize("given", [{}, *({"task": task, "batch_size": 2} for task in ("t2i", "text"))])
+@pytest.mark.parametrize(
+    "given", [{"ratio": RATIO}, *({"task": task, "batch_size": 2} for task in ("t2i", "text"))]
+)
 def test_steps_made_ahead_are_those_made_alone_from_any_start(shards: Path, given: dict[str, Any]) -> None:
     feed, other = (make_feed(shards, null_prompt_prob=0.5, **given) for _ in range(2))
-    assert feed.block_steps > 3 or not given  # made together
+    assert feed.block_steps > 3 or "ratio" in given  # made together
     for step, data, waited in steps_ahead(feed, 4, 7):
         assert waited >= 0
         alone = other.step(step)
@@ -158,10 +197,10 @@ def test_fixed_samples_are_always_the_same_and_fewer_are_taken_as_there_are(shar
 
 
 def test_validation_takes_so_many_and_none_where_there_are_none(shards: Path, tmp_path: Path) -> None:
-    feed = make_feed(shards, eval_samples=1)
+    feed = make_feed(shards, eval_samples=1, ratio=RATIO)
     taken = {task: sum(b.samples for b in feed.validation_batches(task)) for task in feed.validation}
     assert taken == dict.fromkeys(TRAIN, 1)
-    assert make_feed(shards, eval_samples=0).validation == {}
+    assert make_feed(shards, eval_samples=0, ratio=RATIO).validation == {}
     bare = make_trainable(tmp_path / "bare", {"text": 2}, validation=0)
     assert make_feed(bare, task="text").validation == {}
 
@@ -182,13 +221,15 @@ def test_shards_of_another_tokenizer_or_vq_encoder_are_refused(shards: Path, tmp
     path, tokenizer = make_model(tmp_path / "model"), JanusTokenizer(shards / "tokenizer")
     config, model = resolve({"model": str(path)}), open_model(str(path))
 
-    def check(folder: Path) -> None:
-        check_model(config.model, config.counts, model, ShardSet.open(folder), tokenizer)
+    def check(folder: Path, *tasks: str) -> None:
+        check_model(config.model, tasks or RATIO, model, ShardSet.open(folder), tokenizer)
 
     check(shards)
     other = make_trainable(tmp_path / "other", {"t2i": 1}, vq_sha256="0" * 64)
-    with pytest.raises(UserError, match=r"image tokens are not those of .*model's VQ encoder"):
-        check(other)
+    check(other, "text", "vqa")
+    for task in ("t2i", "edit", "interleaved"):
+        with pytest.raises(UserError, match=r"image tokens are not those of .*model's VQ encoder"):
+            check(other, "text", task)
     content = json.loads((path / "tokenizer.json").read_text())
     (path / "tokenizer.json").write_text(json.dumps(content))  # the same tokens, other bytes
     with pytest.raises(UserError, match=r"model/tokenizer.json: not the tokenizer of"):

@@ -14,7 +14,7 @@ from janus.prompts import TASK_ORDER
 from trainer.config import counts_per_step, resolve, step_ratio
 from trainer.stream.plan import ALIKE, Plan, by_hash, cut, deal, level, null_prompt, random_words
 
-RATIOS = st.tuples(*[st.integers(0, 6)] * 3).filter(any)
+RATIOS = st.tuples(*[st.integers(0, 6)] * len(TASK_ORDER)).filter(any)
 
 
 @given(ratio=RATIOS, times=st.integers(1, 20), micro_batch=st.integers(1, 40))
@@ -34,8 +34,10 @@ def test_counts_hold_the_ratio_exactly(ratio: tuple, times: int, micro_batch: in
 
 def test_fixed_samples_give_the_ratio_and_a_batch_that_cannot_hold_it_says_which_could() -> None:
     ratio = {"vqa": 5, "text": 1, "t2i": 4}
-    with pytest.raises(UserError, match=r"12 samples .* 5:1:4 \(vqa:text:t2i\) .* use 10 or 20"):
+    with pytest.raises(UserError, match=r"12 samples cannot be vqa=5,text=1,t2i=4 exactly; use 10 or 20"):
         counts_per_step(ratio, 12)
+    with pytest.raises(UserError, match=r"10 samples cannot be vqa=5,text=1,t2i=4,edit=2 exactly; use 12"):
+        counts_per_step({**ratio, "edit": 2}, 10)
     assert [resolve({"stage": stage}).batch_size for stage in (1, 3)] == [8, 10]
     assert step_ratio("mixed", ratio, {"vqa": 30, "t2i": 20}) == {"vqa": 3, "t2i": 2}
     assert step_ratio("text", ratio, {}) == {"text": 1}

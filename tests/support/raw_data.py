@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.cli import main
-from shards.check import STAMP
+from shards.compare.check import STAMP
 
 
 def build_command(data: Path, root: Path, tokenizer: Path, *more: object) -> list[object]:
@@ -30,11 +30,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     """The content of every file below the folder, but for the stamp of a full check, which holds times."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != STAMP)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def stages_of(work: Path) -> dict[str, dict[str, Any]]:
-    """stage.json of each finished stage."""
-    return {path.parent.name: json.loads(path.read_text()) for path in work.glob("*/stage.json")}
 
 
 def skipped(log: str) -> list[str]:

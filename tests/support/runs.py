@@ -21,12 +21,14 @@ NUMBERS |= {"count", "kept", "field", "old", "new"}  # of notes
 
 TEXT = ("--task", "text", "--model", "model", "--shards", "shards", "--eval-samples", 0)
 """The cheapest run on a folder of `make_work`: one task, no validation."""
+WITH_EDIT = ("--ratio", "vqa=5,text=1,t2i=4,edit=2")
+"""A mixed run of every task in a folder of `make_work`."""
 
 
 def make_work(folder: Path) -> Path:
     """A folder with `model` and `shards`, where the commands run; returns it."""
     make_model(folder / "model")
-    make_trainable(folder / "shards", {"vqa": 7, "text": 5, "t2i": 6})
+    make_trainable(folder / "shards", {"vqa": 7, "text": 5, "t2i": 6, "edit": 5})
     return folder
 
 

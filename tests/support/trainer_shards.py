@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from shard_factory import SOURCES, make_batch, make_row, seal
+from shard_factory import SOURCES, make_batch, make_row, pictures_of, seal
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from janus.checkpoint.folder import ModelFolder
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
-from janus.prompts import SYSTEM_TEXT, PromptRow, encode_samples
+from janus.prompts import SIGNATURES, SYSTEM_TEXT, Message, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
 from shards.manifest import SourceCounts
 from shards.read import ShardSet
@@ -20,7 +21,7 @@ from shards.schema import Sample
 from shards.write import write_shards
 from trainer.config import resolve
 from trainer.stream.feed import Feed
-from trainer.stream.shapes import BatchShape, ImageShape, pack, shape_for
+from trainer.stream.shapes import BatchShape, Counts, ImageShape, pack, shape_for
 
 WORDS = [f"w{i}" for i in range(20)]
 SIDE, TOKENS, CODES = 64, 16, 48
@@ -67,23 +68,18 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def trainable_row(task: str, split: str, key: int) -> dict[str, Any]:
+def trainable_row(task: str, split: str, key: int, shown: int = 1, drawn: int = 1) -> dict[str, Any]:
     """A row whose ids are a real prompt; its texts and lengths are drawn from the key."""
     rng = np.random.default_rng([key, *f"{split}/{task}".encode()])
     prompt, answer = (" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2))
-    row = PromptRow(task, prompt, "" if task == "t2i" else answer)
-    (sample,) = encode_samples(word_tokenizer(), [row], TOKENS)
-    ids, spans = sample.input_ids.tolist(), sample.supervised.tolist()
-    changes: dict[str, Any] = {
-        "prompt": prompt,
-        "answer": row.answer,
-        "input_ids": ids,
-        "num_tokens": len(ids),
-    }
-    changes["supervised"] = [{"start": start, "end": end} for start, end in spans]
-    if task == "t2i":
-        changes["image_tokens"] = rng.integers(0, CODES, TOKENS).tolist()
-    return make_row(task, split, key, SIDE, **changes)
+    texts = {"prompt": prompt, "answer": answer if SIGNATURES[task].text else ""}
+    row = make_row(task, split, key, SIDE, shown, drawn, **texts)
+    messages = [Message(**message) for message in row["messages"]]
+    (sample,) = encode_samples(word_tokenizer(), [messages], TOKENS)
+    spans = [dict(zip(("start", "end", "kind"), span, strict=True)) for span in sample.supervised.tolist()]
+    ids, codes = sample.input_ids.tolist(), TOKENS * drawn * SIGNATURES[task].drawn
+    row |= {"input_ids": ids, "num_tokens": len(ids), "supervised": spans}
+    return row | {"image_tokens": rng.integers(0, CODES, codes).tolist()}
 
 
 @cache
@@ -108,28 +104,38 @@ def make_trainable(
 ) -> Path:
     """A finished folder with `train` rows per task, `validation` and `test` rows of each; returns it."""
     write_tokenizer(folder / "tokenizer")
-    entries = []
-    for split in ("train", "validation", "test"):
-        for task in train:
-            count = {"train": train[task], "validation": validation, "test": test}[split]
-            rows = [trainable_row(task, split, key) for key in range(count)]
-            if rows:
-                entries += write_shards([make_batch(rows)], folder, split=split, task=task, image_size=SIDE)
+    counts = {
+        "train": train,
+        "validation": dict.fromkeys(train, validation),
+        "test": dict.fromkeys(train, test),
+    }
+    rows = {
+        (split, task): [trainable_row(task, split, key) for key in range(number)]
+        for split, numbers in counts.items()
+        for task, number in numbers.items()
+        if number
+    }
+    entries = [
+        entry
+        for (split, task), own in rows.items()
+        for entry in write_shards([make_batch(own)], folder, split=split, task=task)
+    ]
     written = {SOURCES[task]: train[task] + validation + test for task in train}
-    counts = {source: SourceCounts(read=n, rejected={}, written=n) for source, n in written.items()}
+    facts = {"counts": {s: SourceCounts(read=n, rejected={}, written=n) for s, n in written.items()}}
     vq = {"encoder_sha256": vq_sha256 or _encoder_sha256(), "weights": "random"}
-    return seal(folder, entries, SIDE, vq=vq, counts=counts)
+    return seal(folder, entries, SIDE, vq=vq, pictures=pictures_of(chain(*rows.values()), folder), **facts)
 
 
 def shape_of(
-    task: str, samples: Sequence[Sample], image: ImageShape, rows: int | None = None, spare: int = 0
+    samples: Sequence[Sample], image: ImageShape, rows: int | None = None, spare: int = 0
 ) -> BatchShape:
     """The shape of a micro-batch with room for `spare` more samples, in `rows` or each in its own."""
-    lengths, supervised = np.zeros((2, 1, len(samples) + spare), np.int64)
-    lengths[0, : len(samples)] = [len(sample.input_ids) for sample in samples]
-    supervised[0, : len(samples)] = [int(np.diff(sample.supervised).sum()) for sample in samples]
-    saved = {"rows": rows or len(samples) + spare, "length": 0, "tokens": 0, "states": 0}
-    return shape_for(task, lengths, supervised, image, saved=saved)
+    sizes = np.zeros((4, 1, len(samples) + spare), np.int64)
+    for place, sample in enumerate(samples):
+        drawn, supervised = len(sample.image_tokens), int(np.diff(sample.supervised[:, :2]).sum())
+        pictures = len(sample.images), drawn // image.tokens
+        sizes[:, 0, place] = len(sample.input_ids), supervised - drawn, *pictures
+    return shape_for(Counts(*sizes), image, saved={"attention_rows": rows or len(samples) + spare})
 
 
 def token_slots(lengths: Sequence[int], rows: int, length: int, tokens: int) -> tuple[np.ndarray, ...]:

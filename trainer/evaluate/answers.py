@@ -73,7 +73,8 @@ def generate_answers(
     on_token: Callable[[], object] = lambda: None,
 ) -> list[str]:
     """The greedy answer to each vqa sample's question and picture, as text."""
-    prompts = [Prompt(before_answer(s.input_ids, s.supervised), s.image) for s in samples]
+    special = tokenizer.special
+    prompts = [Prompt(before_answer(s.input_ids, s.supervised, special), s.images) for s in samples]
     answers = generator.answers(prompts, max_tokens, on_token=on_token)
     return [tokenizer.decode(ids[ids != tokenizer.special.eos].tolist()).strip() for ids in answers]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from janus.common.errors import UserError
 from janus.common.files import read_json
-from janus.prompts import PromptRow, encode_samples
+from janus.prompts import Message, encode_samples
 from janus.tokens import JanusTokenizer
 from shards.read import ShardSet
 from shards.schema import Sample
@@ -83,11 +83,11 @@ def find_questions(shards: ShardSet, path: Path, tokenizer: JanusTokenizer) -> P
                 questions.append(replace(rows.read(index), answer=decisions[pubid]))
     if not questions:
         raise UserError(f"--pubmedqa-test: {shards.folder} holds none of its {len(decisions)} questions")
-    prompts = [PromptRow("text", q.prompt, d, q.history) for q in questions for d in DECISIONS]
+    prompts = [[*q.messages[:-1], Message("assistant", d)] for q in questions for d in DECISIONS]
     candidates = []
     for i, sample in enumerate(encode_samples(tokenizer, prompts, 0)):
-        start, end = sample.supervised[-1]
-        span = np.array([[start, end - 1]], np.int32)  # without EOS
+        start, end, kind = sample.supervised[-1]
+        span = np.array([[start, end - 1, kind]], np.int32)  # without EOS
         question = questions[i // len(DECISIONS)]
         candidates.append(replace(question, input_ids=sample.input_ids, supervised=span))
     return PubmedQuestions(questions, candidates, len(decisions))

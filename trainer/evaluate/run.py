@@ -3,11 +3,12 @@
 `OUT/eval/` gets, for the split SPLIT:
 
 - `SPLIT.json`: `{"model", "shards", "split", "seconds", "metrics": {PART: {NAME: number}}, "baseline": {PART:
-  answer}, "pictures": file name or null}`. PART is text, vqa, t2i or pubmedqa. Each has `samples`, and all
-  but pubmedqa have `loss` (−log p per target) and `token_accuracy`. `baseline_…` are the figures of always
-  giving the answer in "baseline". Names may be added; these stay.
+  answer}, "pictures": file name or null, "edits": likewise}`. PART is a task or pubmedqa. Each has `samples`,
+  and all but pubmedqa have `loss` (−log p per target) and `token_accuracy`. `baseline_…` are the figures of
+  always giving the answer in "baseline". Names may be added; these stay.
 - `SPLIT.arrow`: one row for each sample and part (PREDICTIONS).
 - `SPLIT-pictures.png`: held-out pictures, decoded from their codes, above those drawn for their captions.
+- `SPLIT-edit.png`: likewise for edits, the last picture that the user showed above both.
 """
 
 import json
@@ -25,12 +26,12 @@ from janus.checkpoint.folder import open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import write_file, write_text
-from janus.generate.generate import Generator, Sampling
+from janus.generate.generate import Generator, Prompt, Sampling
 from janus.generate.pictures import save_picture, vq_decoder
 from janus.model.janus import Janus
 from janus.prompts import before_answer
 from janus.tokens import JanusTokenizer
-from shards.check import open_verified
+from shards.compare.check import open_verified
 from shards.manifest import TOKENIZER
 from shards.schema import Sample
 from trainer.config import EvalConfig
@@ -60,15 +61,17 @@ def evaluate(config: EvalConfig) -> Path:
         evaluation.add(task, samples, model)
     folder, metrics = config.out / "eval", evaluation.metrics
     folder.mkdir(parents=True, exist_ok=True)
-    path, pictures = folder / f"{config.split}.json", folder / f"{config.split}-pictures.png"
-    drawn = config.pictures and evaluation.samples.get("t2i")
-    if drawn:
-        save_picture(pictures, *evaluation.draw(model))
+    path, grids = folder / f"{config.split}.json", {}
+    for task, name in (("t2i", "pictures"), ("edit", "edit")):
+        drawn = evaluation.draw(task, model)
+        grids[task] = f"{config.split}-{name}.png" if drawn else None
+        if drawn:
+            save_picture(folder / f"{grids[task]}", *drawn)
     table = pa.Table.from_pylist(evaluation.rows, PREDICTIONS)
     write_file(path.with_suffix(".arrow"), lambda tmp: feather.write_feather(table, tmp, "uncompressed"))
     result: dict[str, Any] = {"model": config.model, "shards": str(config.shards), "split": config.split}
     result |= {"seconds": time.perf_counter() - began, "metrics": metrics, "baseline": evaluation.baseline}
-    result["pictures"] = pictures.name if drawn else None
+    result |= {"pictures": grids["t2i"], "edits": grids["edit"]}
     write_text(path, json.dumps(result, indent=2, sort_keys=True) + "\n")
     for part, figures in metrics.items():
         shown = (f"{name} {x:,}" if isinstance(x, int) else f"{name} {x:.4g}" for name, x in figures.items())
@@ -138,21 +141,26 @@ class _Evaluation:
             f1, nll = token_f1(text, sample.answer), score.nll / score.targets
             self.rows.append(prediction_row(sample, "vqa", nll, f1, text))
 
-    def draw(self, model: Janus) -> tuple[np.ndarray, dict[str, object]]:
-        """Held-out pictures above drawn ones, uint8 (H, W, 3), and the facts that go into the file."""
-        config, samples = self.config, self.samples["t2i"][: self.config.pictures]
-        sampling = Sampling(seed=config.seed)
-        generator = Generator(model, self.tokenizer.special, min(config.batch, len(samples)))
-        prompts = [before_answer(sample.input_ids, sample.supervised) for sample in samples]
-        steps = -(-len(samples) // config.batch) * self.folder.config.num_image_tokens
-        with track("pictures", steps, "steps") as advance:
+    def draw(self, task: str, model: Janus) -> tuple[np.ndarray, dict[str, object]] | None:
+        """Held-out pictures above drawn ones, uint8 (H, W, 3), and the facts that go into the file.
+
+        Only samples of one drawn picture; for edits, what was shown comes first. None if there are none.
+        """
+        config, tokens = self.config, self.folder.config.num_image_tokens
+        samples = [s for s in self.samples.get(task, ()) if len(s.image_tokens) == tokens][: config.pictures]
+        if not samples:
+            return None
+        sampling, special = Sampling(seed=config.seed), self.tokenizer.special
+        generator = Generator(model, special, min(config.batch, len(samples)))
+        prompts = [Prompt(before_answer(s.input_ids, s.supervised, special), s.images) for s in samples]
+        with track("pictures", -(-len(samples) // config.batch) * tokens, "steps") as advance:
             drawn = list(generator.pictures(prompts, range(len(samples)), sampling, advance))
-        held_out = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
         decode = vq_decoder(self.folder)
-        grid = [np.concatenate([decode(codes) for codes in row], 1) for row in (held_out, drawn)]
+        grid = [[sample.images[-1] for sample in samples]] if task == "edit" else []
+        grid += [[decode(codes) for codes in row] for row in ([s.image_tokens for s in samples], drawn)]
         facts: dict[str, object] = {"model": config.model, **vars(sampling)}
         facts |= {f"prompt {i}": sample.prompt for i, sample in enumerate(samples)}
-        return np.concatenate(grid), facts
+        return np.concatenate([np.concatenate(row, 1) for row in grid]), facts
 
 
 def prediction_row(

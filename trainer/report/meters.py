@@ -48,8 +48,10 @@ class StepRecord:
             if graphs == self._graphs:
                 self.step_seconds.append(now - self._ended)
             self._ended, self._graphs = now, graphs
-            self._sums.update(steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots)
-            self._sums["flops"] += sum(self._network.flops(task, batch) for task, batch in data.batches)
+            flops = sum(self._network.flops(batch) for _, batch in data.batches)
+            self._sums.update(
+                steps=1, samples=data.samples, tokens=data.tokens, slots=data.slots, flops=flops
+            )
             self._waited += waited
             self._loss_sum.update(numbers.loss_sum)
             self._supervised.update(numbers.supervised)

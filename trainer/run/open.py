@@ -15,8 +15,9 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, hash_file, write_text
 from janus.model.janus import PARTS, Janus, part_of
+from janus.prompts import SIGNATURES
 from janus.tokens import JanusTokenizer
-from shards.check import open_verified
+from shards.compare.check import open_verified
 from shards.manifest import MANIFEST, TOKENIZER
 from shards.read import ShardSet
 from trainer.config import CONFIG, TrainConfig
@@ -92,7 +93,7 @@ def check_model(
             f"model {name}: its embedding table has {rows} rows, the tokenizer of {shards.folder} has ids up "
             f"to {tokenizer.highest_id}; give the model that the shards were built for"
         )
-    if "t2i" in tasks:
+    if any(SIGNATURES[task].drawn for task in tasks):
         folder.check_codes(shards.manifest.vq, shards.folder)
 
 
@@ -171,7 +172,8 @@ def describe_data(run: Run, say: Callable[[str], None]) -> None:
         say(
             f"{task}: {used} rows{fewer}, {feed.plan.epochs(task, config.steps):.2f} epochs; {validation} "
             f"for validation; {feed.cuts[task][0]} × {shape.samples} samples in {shape.tokens} tokens, "
-            f"{shape.states} states, attention {shape.attention_rows} × {shape.length}² a micro-batch"
+            f"{shape.states + shape.codes} states, attention {shape.attention_rows} × {shape.length}² a "
+            "micro-batch"
         )
     longer = " (more than the run has)" if config.warmup_steps > config.steps else ""
     say(

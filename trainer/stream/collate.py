@@ -9,13 +9,12 @@ placeholder token, which no text can spell; nothing is derived from pad ids.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import isqrt
 from typing import Any
 
 import numpy as np
 
 from janus.common.errors import UserError
-from janus.prompts import image_index, unconditional
+from janus.prompts import IMAGE, SIGNATURES, TEXT, image_index, unconditional
 from janus.tokens import IGNORE, SpecialTokens
 from shards.schema import RowBlock
 from trainer.stream.shapes import Batch, BatchShape, pack
@@ -37,20 +36,31 @@ def collate(
     check_rows(task, rows, shape, special, held_out)
     counts_M = np.array(counts)
     layout = _Layout(rows, counts_M, shape)
-    arrays = _token_arrays(rows, layout, shape, special)
-    arrays |= _state_arrays(task, rows, layout, shape)
-    pixels = _pixels(rows, counts, shape) if task == "vqa" else [None] * len(counts)
-    codes = _codes(rows, counts_M, shape) if task == "t2i" else [None] * len(counts)
-    sizes = counts, layout.tokens_M.tolist(), layout.states_M.tolist()
-    return [Batch(*own) for own in zip(*arrays.values(), pixels, codes, *sizes, strict=True)]
+    nothing = [None] * len(counts)
+    arrays: dict[str, Any] = _token_arrays(rows, layout, shape, special)
+    arrays["labels_N"], arrays["state_rows_N"] = (
+        _states(rows, layout, shape, TEXT) if shape.states else (nothing, nothing)
+    )
+    arrays["image_labels_N"], arrays["image_rows_N"] = (
+        _states(rows, layout, shape, IMAGE) if shape.drawn else (nothing, nothing)
+    )
+    ids_MP = arrays["input_ids_P"]
+    pictures = shape.understood or shape.drawn
+    arrays["image_index_P"] = _image_index(ids_MP, rows, layout, shape, special) if pictures else nothing
+    arrays["pixels_IHWC"] = _pixels(rows, layout, shape) if shape.understood else nothing
+    arrays["image_tokens_IT"] = _codes(rows, layout, shape) if shape.drawn else nothing
+    sizes = counts, layout.tokens_M.tolist(), layout.supervised_M.tolist()
+    return [Batch(*own) for own in zip(*arrays.values(), *sizes, strict=True)]
 
 
 def without_prompts(rows: RowBlock, indices: Sequence[int], special: SpecialTokens) -> RowBlock:
-    """The t2i rows, the prompts of `indices` nulled exactly as the sampler nulls them."""
-    ids_K, ends = rows.ids_K.copy(), np.cumsum(rows.lengths_R).tolist()
+    """The rows, the prompts of `indices` nulled exactly as the sampler nulls them."""
+    ids_K, ends, span_ends = rows.ids_K.copy(), np.cumsum(rows.lengths_R), np.cumsum(rows.spans_R)
+    spans = np.stack([rows.starts_L, rows.ends_L, rows.kinds_L], 1)
     for i in indices:
-        own = slice(ends[i] - int(rows.lengths_R[i]), ends[i])
-        ids_K[own] = unconditional(ids_K[own], special)
+        own = slice(ends[i] - rows.lengths_R[i], ends[i])
+        supervised = spans[span_ends[i] - rows.spans_R[i] : span_ends[i]]
+        ids_K[own] = unconditional(ids_K[own], special, supervised)
     return replace(rows, ids_K=ids_K)
 
 
@@ -64,9 +74,13 @@ def check_rows(
             raise UserError(f"sample {rows.sample_ids[i]}: {says(i)}; build the shards again for this model")
 
 
+Fault = tuple[np.ndarray, Callable[[int], str]]
+"""The rows that a rule refuses, bool (R,), and what it says of one."""
+
+
 def _faults(
     task: str, rows: RowBlock, shape: BatchShape, special: SpecialTokens, held_out: bool
-) -> Iterator[tuple[np.ndarray, Callable[[int], str]]]:
+) -> Iterator[Fault]:
     """The rows each rule refuses, bool (R,), and what it says of one; it may rely on the rules before it."""
     yield np.array(rows.tasks) != task, lambda i: f"is of task {rows.tasks[i]}, not {task}"
     if not held_out:
@@ -78,26 +92,46 @@ def _faults(
     unfit_R = np.zeros(len(rows), bool)
     unfit_R[row_L[(rows.starts_L < 1) | (rows.ends_L > rows.lengths_R[row_L])]] = True
     yield unfit_R, lambda i: f"has supervised spans outside its {rows.lengths_R[i]} tokens"
+    tokens = shape.image.tokens
+    if SIGNATURES[task].understood and task != "interleaved":
+        yield rows.images_R == 0, lambda i: "has no image"
+    if SIGNATURES[task].drawn:
+        yield (
+            rows.codes_R == 0,
+            lambda i: "has no image tokens (`pipelines` fills them in with the model's VQ encoder)",
+        )
+    says = "has {} image tokens, the model takes {} a picture"
+    yield rows.codes_R % tokens != 0, lambda i: says.format(rows.codes_R[i], tokens)
     # No row is empty, as its spans are not.
-    is_image_K, firsts_R = rows.ids_K == special.image_placeholder, _firsts(rows.lengths_R)
-    found_R = np.add.reduceat(is_image_K, firsts_R, dtype=np.int32)
-    tokens, size, codes = shape.image.tokens, shape.image.size, shape.image.codes
-    wanted = 0 if task == "text" else tokens
-    yield found_R != wanted, lambda i: f"has {found_R[i]} image placeholders, the model takes {wanted}"
-    if task == "vqa":
-        pixels_R = np.array([-1 if image is None else image.size for image in rows.images])
-        yield pixels_R < 0, lambda i: "has no image"
-        unfit_R = pixels_R != 3 * size**2
-        yield unfit_R, lambda i: f"has an image of {isqrt(pixels_R[i] // 3)} pixels, the model takes {size}"
-    if task == "t2i":
-        codes_R, missing = rows.codes_R, "(`pipelines` fills them in with the model's VQ encoder)"
-        yield codes_R < 0, lambda i: f"has no image tokens {missing}"
-        yield codes_R != tokens, lambda i: f"has {codes_R[i]} image tokens, the model takes {tokens}"
-        high_R = rows.codes.reshape(-1, tokens).max(1)
-        yield high_R >= codes, lambda i: f"has image token {high_R[i]}, the model has {codes} codes"
-        targets_R = np.add.reduceat(rows.ends_L - rows.starts_L, _firsts(rows.spans_R))
-        unfit_R = targets_R != tokens
-        yield unfit_R, lambda i: f"supervises {targets_R[i]} positions, its image has {tokens} tokens"
+    found_R = np.add.reduceat(
+        rows.ids_K == special.image_placeholder, _firsts(rows.lengths_R), dtype=np.int32
+    )
+    wanted_R = tokens * rows.images_R + rows.codes_R
+    says_found = "has {} image placeholders, the model takes {}"
+    yield found_R != wanted_R, lambda i: says_found.format(found_R[i], wanted_R[i])
+    lengths_L = np.where(rows.kinds_L == IMAGE, rows.ends_L - rows.starts_L, 0)
+    targets_R = np.add.reduceat(lengths_L, _firsts(rows.spans_R))
+    says_targets = "supervises {} image positions, its pictures have {} tokens"
+    yield targets_R != rows.codes_R, lambda i: says_targets.format(targets_R[i], rows.codes_R[i])
+    if len(rows.images):
+        yield from _size_faults(rows, shape.image.size)
+    if len(rows.codes):
+        yield from _code_faults(rows, shape.image.codes)
+
+
+def _size_faults(rows: RowBlock, size: int) -> Iterator[Fault]:
+    row_I = np.repeat(np.arange(len(rows)), rows.images_R)
+    sides_I = np.array([image.shape[0] for image in rows.images])
+    unfit_R = np.zeros(len(rows), bool)
+    unfit_R[row_I[sides_I != size]] = True
+    yield unfit_R, lambda i: f"has an image of {sides_I[row_I == i].max()} pixels, the model takes {size}"
+
+
+def _code_faults(rows: RowBlock, codes: int) -> Iterator[Fault]:
+    row_C = np.repeat(np.arange(len(rows)), rows.codes_R)
+    unfit_R = np.zeros(len(rows), bool)
+    unfit_R[row_C[rows.codes >= codes]] = True
+    yield unfit_R, lambda i: f"has image token {rows.codes[row_C == i].max()}, the model has {codes} codes"
 
 
 def _firsts(counts: np.ndarray) -> np.ndarray:
@@ -110,6 +144,7 @@ class _Layout:
 
     lengths_MN, starts_MN, slots_MN: tokens of each sample, place and slot of its first; absent samples have
     none. micro_batch_L, first_L: the micro-batch of each span and the place of its sample's first token.
+    states_M: targets of text. understood_M, drawn_M: pictures.
     """
 
     def __init__(self, rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> None:
@@ -120,13 +155,24 @@ class _Layout:
         self.starts_MN = np.cumsum(lengths_MN, 1) - lengths_MN
         rows_MN, slots_MN = pack(lengths_MN, shape.attention_rows)
         self.slots_MN = rows_MN * shape.length + slots_MN
-        self.micro_batch_L = np.repeat(np.repeat(np.arange(len(counts_M)), counts_M), rows.spans_R)
+        micro_batch_R = np.repeat(np.arange(len(counts_M)), counts_M)
+        self.micro_batch_L = np.repeat(micro_batch_R, rows.spans_R)
         self.first_L = np.repeat(self.starts_MN[used_MN], rows.spans_R)
-        states_M = np.bincount(self.micro_batch_L, rows.ends_L - rows.starts_L, len(counts_M))
-        self.tokens_M, self.states_M = lengths_MN.sum(1), states_M.astype(np.int64)
+        self.tokens_M, supervised_L = lengths_MN.sum(1), rows.ends_L - rows.starts_L
+        self.supervised_M = np.bincount(self.micro_batch_L, supervised_L, len(counts_M)).astype(np.int64)
+        codes_M = np.bincount(micro_batch_R, rows.codes_R, len(counts_M)).astype(np.int64)
+        self.understood_M = np.bincount(micro_batch_R, rows.images_R, len(counts_M)).astype(np.int64)
+        self.states_M, self.drawn_M = self.supervised_M - codes_M, codes_M // shape.image.tokens
         # The last token and each row's last slot stay empty.
-        limits = shape.samples, shape.tokens - 1, shape.length - 1, shape.states
-        sizes = counts_M, self.tokens_M, slots_MN + lengths_MN, self.states_M
+        limits = (
+            shape.samples,
+            shape.tokens - 1,
+            shape.length - 1,
+            shape.states,
+            shape.understood,
+            shape.drawn,
+        )
+        sizes = counts_M, self.tokens_M, slots_MN + lengths_MN, self.states_M, self.understood_M, self.drawn_M
         if any(size.max() > limit for size, limit in zip(sizes, limits, strict=True)):
             raise ValueError(f"samples from {rows.sample_ids[0]} to {rows.sample_ids[-1]} do not fit {shape}")
 
@@ -158,7 +204,6 @@ def _token_arrays(
     return {
         "input_ids_P": ids_MP,
         "position_ids_P": position_MP,
-        "image_index_P": image_index(ids_MP, special.image_placeholder),
         "token_of_BS": token_of_MS.reshape(count, shape.attention_rows, -1),
         "slot_of_P": slot_of_MP,
         "segment_ids_BS": segment_MS.reshape(count, shape.attention_rows, -1),
@@ -170,43 +215,64 @@ def _numbers(count: int) -> memoryview:
     return np.arange(count, dtype=np.int32).data
 
 
-def _state_arrays(task: str, rows: RowBlock, layout: _Layout, shape: BatchShape) -> dict[str, np.ndarray]:
-    """Tokens whose states predict, and what: the state one position before predicts the target."""
+def _states(rows: RowBlock, layout: _Layout, shape: BatchShape, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """What targets of a kind are, and the tokens whose states predict them: those one position before."""
     count = len(layout.states_M)
-    state_rows = np.zeros(count * shape.states, np.int32)
+    states = shape.states if kind == TEXT else shape.codes
+    state_rows = np.zeros(count * states, np.int32)
     labels = np.full_like(state_rows, IGNORE)
-    states_L = rows.ends_L - rows.starts_L
-    before_L = _firsts(states_L)
-    if task == "t2i":  # its spans hold all codes, one after the other
+    own = rows.kinds_L == kind
+    starts_L, micro_batch_L = rows.starts_L[own], layout.micro_batch_L[own]
+    lengths_L = rows.ends_L[own] - starts_L
+    before_L = _firsts(lengths_L)
+    if kind == IMAGE:  # its spans hold all codes, one after the other
         targets, target_L = rows.codes, before_L
     else:
-        targets, target_L = rows.ids_K, np.repeat(_firsts(rows.lengths_R), rows.spans_R) + rows.starts_L
-    empty_M = np.arange(count) * shape.states - _firsts(layout.states_M)
-    place_L = before_L + empty_M[layout.micro_batch_L]
-    token_L = layout.first_L + rows.starts_L - 1
+        firsts_L = np.repeat(_firsts(rows.lengths_R), rows.spans_R)[own]
+        targets, target_L = rows.ids_K, firsts_L + starts_L
+    states_M = np.bincount(micro_batch_L, lengths_L, count).astype(np.int64)
+    empty_M = np.arange(count) * states - _firsts(states_M)
+    place_L = before_L + empty_M[micro_batch_L]
+    token_L = layout.first_L[own] + starts_L - 1
     flat_P, from_targets = _numbers(shape.tokens), targets.astype(np.int32, copy=False).data
     to_rows, to_labels = state_rows.data, labels.data
-    for length, place, token, target in np.stack([states_L, place_L, token_L, target_L], 1).tolist():
+    for length, place, token, target in np.stack([lengths_L, place_L, token_L, target_L], 1).tolist():
         to_rows[place : place + length] = flat_P[token : token + length]
         to_labels[place : place + length] = from_targets[target : target + length]
-    return {"state_rows_N": state_rows.reshape(count, -1), "labels_N": labels.reshape(count, -1)}
+    return labels.reshape(count, -1), state_rows.reshape(count, -1)
 
 
-def _pixels(rows: RowBlock, counts: Sequence[int], shape: BatchShape) -> list[np.ndarray]:
-    """The images of each micro-batch; only places without one are zeroed."""
-    images: Iterator[Any] = iter(rows.images)  # `check_rows` has refused None
+def _image_index(
+    ids_MP: np.ndarray, rows: RowBlock, layout: _Layout, shape: BatchShape, special: SpecialTokens
+) -> np.ndarray:
+    """`image_index` of each micro-batch; drawn tokens are those that are supervised."""
+    placeholders_MP = ids_MP == special.image_placeholder
+    if not (shape.understood and shape.drawn):
+        return image_index(placeholders_MP)
+    drawn_MP = np.zeros_like(placeholders_MP)
+    spans = np.stack([rows.starts_L, rows.ends_L], 1) + layout.first_L[:, None]
+    own = rows.kinds_L == IMAGE
+    for m, (start, end) in zip(layout.micro_batch_L[own].tolist(), spans[own].tolist(), strict=True):
+        drawn_MP[m, start:end] = True
+    shown_MP = placeholders_MP & ~drawn_MP
+    return image_index(shown_MP, drawn_MP, shape.understood * shape.image.tokens)
+
+
+def _pixels(rows: RowBlock, layout: _Layout, shape: BatchShape) -> list[np.ndarray]:
+    """The understood pictures of each micro-batch; only places without one are zeroed."""
+    side, images = shape.image.size, iter(rows.images)
     arrays = []
-    for count in counts:
-        pixels_IHWC = np.empty((shape.images, shape.image.size, shape.image.size, 3), np.uint8)
+    for count in layout.understood_M.tolist():
+        pixels_IHWC = np.empty((shape.understood, side, side, 3), np.uint8)
         for place in pixels_IHWC[:count]:
-            place.reshape(-1)[:] = next(images).reshape(-1)
+            place[:] = next(images)
         pixels_IHWC[count:] = 0
         arrays.append(pixels_IHWC)
     return arrays
 
 
-def _codes(rows: RowBlock, counts_M: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """(M, I, T) image tokens."""
-    codes_MIT = np.zeros((len(counts_M), shape.images, shape.image.tokens), np.int32)
-    codes_MIT[np.arange(shape.images) < counts_M[:, None]] = rows.codes.reshape(-1, shape.image.tokens)
+def _codes(rows: RowBlock, layout: _Layout, shape: BatchShape) -> np.ndarray:
+    """(M, I, T) image tokens of the drawn pictures."""
+    codes_MIT = np.zeros((len(layout.drawn_M), shape.drawn, shape.image.tokens), np.int32)
+    codes_MIT[np.arange(shape.drawn) < layout.drawn_M[:, None]] = rows.codes.reshape(-1, shape.image.tokens)
     return codes_MIT

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from janus.common.errors import UserError
+from janus.prompts import Signature
 from janus.tokens import SpecialTokens
 from shards.read import ShardSet, TaskRows
 from shards.schema import RowBlock, Sample
 from trainer.config import TrainConfig
 from trainer.stream.collate import Batch, check_rows, collate, without_prompts
 from trainer.stream.plan import Plan, by_hash, cut, deal, null_prompt, random_words, sample_weights
-from trainer.stream.shapes import BatchShape, ImageShape, in_micro_batches, shape_for
+from trainer.stream.shapes import BatchShape, Counts, ImageShape, in_micro_batches, shape_for
 
 BLOCKS_AHEAD = 2
 BLOCK_TOKENS = 1 << 17
@@ -45,6 +46,11 @@ class SelectedRows:
 
     def block(self, places: np.ndarray) -> RowBlock:
         return self._rows.block(self.indices[places])
+
+    def counts(self, image: ImageShape) -> Counts:
+        """Tokens, targets of text and pictures of each, int (rows,)."""
+        codes, understood = self._rows.image_tokens[self.indices], self._rows.understood[self.indices]
+        return Counts(self.num_tokens, self.supervised_tokens - codes, understood, codes // image.tokens)
 
     @property
     def weights(self) -> np.ndarray:
@@ -84,7 +90,7 @@ class DrawnSamples:
 class StepData:
     """The micro-batches of one step, the samples they are made of, and the sizes of all of them together.
 
-    supervised: what the summed loss is divided by. tokens, slots: without and with padding.
+    supervised: targets. tokens, slots: without and with padding.
     """
 
     batches: list[tuple[str, Batch]]
@@ -93,6 +99,17 @@ class StepData:
     @property
     def supervised(self) -> int:
         return sum(batch.supervised for _, batch in self.batches)
+
+    def scales(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """What each task's summed loss is multiplied by: its weight w over Σ w·n, n the task's targets.
+
+        So the step's gradient is that of the weighted mean over all targets, and equal weights of any size
+        are the plain mean, bit for bit.
+        """
+        greatest = max(weights.get(task, 1.0) for task, _ in self.batches)
+        own = {task: weights.get(task, 1.0) / greatest for task, _ in self.batches}
+        total = sum(own[task] * batch.supervised for task, batch in self.batches)
+        return {task: weight / total for task, weight in own.items()}
 
     @property
     def samples(self) -> int:
@@ -136,6 +153,11 @@ class Feed:
         for task, own in self.train.items():
             check_rows(task, own.block(np.arange(1)), self.shapes[task], special)
 
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """What each task's graph reads and predicts."""
+        return {task: shape.signature for task, shape in self.shapes.items()}
+
     def step(self, step: int) -> StepData:
         """The micro-batches of step `step` (1 is the first), task after task."""
         return self.block(step, 1)[0]
@@ -152,7 +174,9 @@ class Feed:
     def block_steps(self) -> int:
         """The number of steps that are made together."""
         tokens = sum(self.shapes[task].tokens * count for task, (count, _) in self.cuts.items())
-        return 1 if "vqa" in self._counts else max(1, BLOCK_TOKENS // tokens)
+        return (
+            1 if any(shape.understood for shape in self.shapes.values()) else max(1, BLOCK_TOKENS // tokens)
+        )
 
     def validation_batches(self, task: str) -> Iterator[Batch]:
         """The task's validation samples, always in the same order."""
@@ -165,14 +189,12 @@ class Feed:
     def _shape(self, task: str, image: ImageShape, saved: Mapping[str, int] | None) -> BatchShape:
         """The shape that holds every micro-batch of the run and of its validations."""
         train, steps, (count, samples) = self.train[task], self._config.steps, self.cuts[task]
-        sizes = [[self.plan.sizes(task, steps, own)] for own in (train.num_tokens, train.supervised_tokens)]
+        counts = [train.counts(image).each(lambda own: self.plan.sizes(task, steps, own))]
         if rows := self.validation.get(task):
             order = rows.even_order(samples, task, "validation")
-            for blocks, own in zip(sizes, (rows.num_tokens, rows.supervised_tokens), strict=True):
-                blocks.append(in_micro_batches(own[order], samples))
-        tokens_MN, supervised_MN = map(np.concatenate, sizes)
+            counts.append(rows.counts(image).each(lambda own: in_micro_batches(own[order], samples)))
         typical = count * min(steps, TYPICAL_STEPS)
-        return shape_for(task, tokens_MN, supervised_MN, image, typical=typical, saved=saved)
+        return shape_for(Counts.joined(counts), image, typical=typical, saved=saved)
 
     def _task_steps(
         self, task: str, first: int, steps: int
@@ -181,7 +203,7 @@ class Feed:
         count, shape, config = self._counts[task], self.shapes[task], self._config
         draw = self.plan.draw(task, first, steps)
         rows, epochs = self.train[task].block(draw.indices), draw.epochs.tolist()
-        if task == "t2i" and config.null_prompt_prob:
+        if shape.drawn and config.null_prompt_prob:
             uses, share = enumerate(zip(rows.sample_ids, epochs, strict=True)), config.null_prompt_prob
             nulled = [i for i, (name, epoch) in uses if null_prompt(config.seed, name, epoch, share)]
             rows = without_prompts(rows, nulled, self._special)

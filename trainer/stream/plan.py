@@ -158,7 +158,7 @@ def _rounds(weights_SC: np.ndarray, count: int) -> np.ndarray:
 
 
 def null_prompt(seed: int, sample_id: str, epoch: int, share: float) -> bool:
-    """Whether a t2i sample's prompt is nulled in this epoch, for guidance: by hash, `share` of all."""
+    """Whether the prompt of a sample that draws is nulled in this epoch: by hash, `share` of all."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{epoch}/{sample_id}".encode()) < share * 2.0**64
 
 

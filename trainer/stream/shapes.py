@@ -7,13 +7,18 @@ slots, separated by segment ids. Attention costs rows × length², so short samp
 # Shapes: M micro-batches, N samples of one. Of a `Batch`: P flat tokens, B attention rows of S slots, N
 # states that predict, I images, T tokens of an image, H W C pixels.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from janus.model.config import JanusConfig
+from janus.prompts import Signature
+
+if TYPE_CHECKING:
+    from janus.model.config import JanusConfig
 
 ROUND_TO = 16  # sizes are rounded up to a multiple
 
@@ -36,7 +41,8 @@ class BatchShape:
     """The static shape of one task's micro-batches.
 
     samples: at most, in a micro-batch. attention_rows, length: rows of attention slots, and slots of a row.
-    tokens: of the flat axis. states: that predict, one for each target. images: at most.
+    tokens: of the flat axis. states: that predict text, one for each target. understood, drawn: pictures, at
+    most.
     """
 
     samples: int
@@ -44,28 +50,69 @@ class BatchShape:
     length: int
     tokens: int
     states: int
-    images: int
+    understood: int
+    drawn: int
     image: ImageShape
+
+    @property
+    def signature(self) -> Signature:
+        """What the task's graph reads and predicts."""
+        return Signature(understood=self.understood > 0, drawn=self.drawn > 0, text=self.states > 0)
+
+    @property
+    def codes(self) -> int:
+        """Image tokens of all drawn pictures, each a target."""
+        return self.drawn * self.image.tokens
 
     @property
     def sizes(self) -> dict[str, int]:
         """What depends on the run's samples. A resumed run keeps it: other padding changes how sums round."""
-        sizes = {"length": self.length, "tokens": self.tokens, "states": self.states}
-        return {"rows": self.attention_rows, **sizes}
+        return {name: getattr(self, name) for name in _SIZES}
+
+
+_SIZES = ("attention_rows", "length", "tokens", "states", "understood", "drawn")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of the samples of some micro-batches, int64 (M, N) each, 0 where there is no sample.
+
+    tokens; targets: of text; understood, drawn: pictures.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    understood: np.ndarray
+    drawn: np.ndarray
+
+    def each(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """The function's result for each of them."""
+        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The micro-batches of all parts."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one task; arrays as in docs/step.md. samples, tokens, supervised: real ones."""
+    """One micro-batch of one task; see docs/DESIGN.md for the arrays.
+
+    Absent are states and labels of targets that the task does not have, and what belongs to pictures.
+    samples, tokens, supervised: how many real ones it holds.
+    """
 
     input_ids_P: np.ndarray
     position_ids_P: np.ndarray
-    image_index_P: np.ndarray
     token_of_BS: np.ndarray
     slot_of_P: np.ndarray
     segment_ids_BS: np.ndarray
-    state_rows_N: np.ndarray
-    labels_N: np.ndarray
+    labels_N: np.ndarray | None
+    state_rows_N: np.ndarray | None
+    image_labels_N: np.ndarray | None
+    image_rows_N: np.ndarray | None
+    image_index_P: np.ndarray | None
     pixels_IHWC: np.ndarray | None
     image_tokens_IT: np.ndarray | None
     samples: int
@@ -75,16 +122,15 @@ class Batch:
     @property
     def inputs(self) -> list[np.ndarray]:
         """The arrays in the order its task's loss takes them."""
-        arrays = [self.labels_N, self.state_rows_N, self.input_ids_P, self.position_ids_P]
+        arrays = [self.labels_N, self.state_rows_N, self.image_labels_N, self.image_rows_N]
+        arrays += [self.input_ids_P, self.position_ids_P]
         arrays += [self.token_of_BS, self.slot_of_P, self.segment_ids_BS]
-        images = self.pixels_IHWC if self.pixels_IHWC is not None else self.image_tokens_IT
-        return arrays if images is None else [*arrays, self.image_index_P, images]
+        arrays += [self.image_index_P, self.pixels_IHWC, self.image_tokens_IT]
+        return [array for array in arrays if array is not None]
 
 
 def shape_for(
-    task: str,
-    tokens_MN: np.ndarray,
-    supervised_MN: np.ndarray,
+    counts: Counts,
     image: ImageShape,
     *,
     typical: int | None = None,
@@ -92,17 +138,21 @@ def shape_for(
 ) -> BatchShape:
     """The smallest shape that holds each of these micro-batches.
 
-    tokens_MN, supervised_MN: of each sample, 0 where there is none. typical: number of first micro-batches
-    that decide the attention rows. saved: sizes of an earlier shape, kept where they are large enough.
-    One token and one slot of each row stay empty, so that padding has a place to point at.
+    typical: number of first micro-batches that decide the attention rows. saved: sizes of an earlier shape,
+    kept where they are large enough. One token and one slot of each row stay empty, so that padding has a
+    place to point at.
     """
-    samples, least = tokens_MN.shape[1], saved or {}
-    rows = least.get("rows") or cheapest_rows(tokens_MN[:typical])
-    length = max(round_up(fullest_row(tokens_MN, rows) + 1), least.get("length", 0))
-    tokens = max(round_up(int(tokens_MN.sum(1).max()) + 1), least.get("tokens", 0))
-    states = max(round_up(int(supervised_MN.sum(1).max())), least.get("states", 0))
-    images = 0 if task == "text" else samples
-    return BatchShape(samples, rows, length, tokens, states, images, image)
+    tokens_MN, least = counts.tokens, saved or {}
+    rows = least.get("attention_rows") or cheapest_rows(tokens_MN[:typical])
+    sizes = {
+        "length": round_up(fullest_row(tokens_MN, rows) + 1),
+        "tokens": round_up(int(tokens_MN.sum(1).max()) + 1),
+        "states": round_up(int(counts.targets.sum(1).max())),
+        "understood": int(counts.understood.sum(1).max()),
+        "drawn": int(counts.drawn.sum(1).max()),
+    }
+    sizes = {name: max(size, least.get(name, 0)) for name, size in sizes.items()}
+    return BatchShape(samples=tokens_MN.shape[1], attention_rows=rows, image=image, **sizes)
 
 
 def pack(lengths_MN: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:

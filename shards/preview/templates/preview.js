@@ -6,7 +6,7 @@
   const samples = JSON.parse(at("data").textContent);
   const filters = at("filters"), dialog = at("sample");
   const haystacks = samples.map((s) =>
-    [s.id, s.prompt, s.answer, ...s.history.flat()].join("\n").toLowerCase());
+    [s.id, ...s.messages.map((m) => m.text)].join("\n").toLowerCase());
   let found = [], asked, page = 0, shown = 0;
 
   function make(tag, kind, text) {
@@ -93,18 +93,19 @@
   function enlarge(place) {
     if (place < 0 || place >= found.length) return;
     shown = place;
-    const sample = found[place], body = [], large = make("div", "large");
+    const sample = found[place], body = [badges(sample)];
     at("sample-title").textContent = sample.id;
-    for (const one of sample.pictures) {
-      const figure = make("figure");
-      figure.append(picture(one, sample), make("figcaption", "", one[0]));
-      large.append(figure);
+    for (const message of sample.messages) {
+      const large = make("div", "large"), parts = [];
+      for (const one of message.pictures.map((i) => sample.pictures[i])) {
+        const figure = make("figure");
+        figure.append(picture(one, sample), make("figcaption", "", one[0]));
+        large.append(figure);
+      }
+      if (message.pictures.length) parts.push(large);
+      if (message.text) parts.push(words(message.text));
+      if (parts.length) body.push(field(message.role[0].toUpperCase() + message.role.slice(1), ...parts));
     }
-    body.push(badges(sample));
-    if (sample.pictures.length) body.push(large);
-    for (const [user, assistant] of sample.history) body.push(field("Earlier: user", words(user)), field("Earlier: assistant", words(assistant)));
-    body.push(field("Prompt", words(sample.prompt)));
-    if (sample.answer) body.push(field("Answer", words(sample.answer)));
     const stream = marks(sample, false);
     stream.classList.add("stream", "mono");
     body.push(field(`Tokens: ${sample.tokens}, of which ${sample.supervised} supervised`, stream));

@@ -1,4 +1,5 @@
-"""Whether a folder of shards is as its manifest says: checked in full, checked where it changed, sealed.
+"""Whether a folder of shards is as its manifest says: checked in full, checked where it changed, sealed; and
+how two folders differ.
 
 A full check hashes every file and every row, then writes a *stamp* with each file's size and times: the next
 start hashes only files that have changed since. A change that leaves those alone is found when the row is
@@ -10,7 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -27,12 +28,13 @@ from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import hash_file, write_text
 from shards.manifest import (
+    HASHES,
     MANIFEST,
-    PICTURES,
     REBUILD,
     SHARD_PATH,
     TOKENIZER,
     Manifest,
+    PictureEntry,
     ShardEntry,
     SourceCounts,
     folder_problems,
@@ -40,7 +42,8 @@ from shards.manifest import (
     shard_files,
     write_manifest,
 )
-from shards.read import CHUNK, Rows, ShardSet, open_shard, row_problem
+from shards.pictures import FOLDER, UNDERSTOOD, Pictures
+from shards.read import CHUNK, Rows, ShardSet, TaskRows, open_pictures, open_shard, read_pictures, row_problem
 from shards.schema import CONTENT_SCHEMA
 from shards.write import write_shards
 
@@ -70,12 +73,12 @@ def verify_folder(folder: Path, workers: int = 2, stamped: Mapping[str, _Facts] 
     manifest = load_manifest(folder)
     problems = folder_problems(folder, manifest)
     named = {problem.partition(":")[0] for problem in problems}
-    facts = {e.path: _facts(folder / e.path) for e in manifest.shards if e.path not in named}
-    changed = [e for e in manifest.shards if e.path in facts and facts[e.path] != (stamped or {}).get(e.path)]
+    facts = {e.path: _facts(folder / e.path) for e in manifest.files if e.path not in named}
+    changed = [e for e in manifest.files if e.path in facts and facts[e.path] != (stamped or {}).get(e.path)]
     shown = sum(entry.bytes for entry in changed) >= SHOWN_BYTES
     bar = track("checking shards", len(changed), "files") if shown else nullcontext(int)
     with ThreadPoolExecutor(workers) as pool, bar as advance:  # hashing lets other threads run
-        for found in pool.map(lambda entry: _shard_problems(folder, entry), changed):
+        for found in pool.map(lambda entry: _file_problems(folder, entry), changed):
             problems += found
             advance()
     if changed and not problems:
@@ -83,23 +86,32 @@ def verify_folder(folder: Path, workers: int = 2, stamped: Mapping[str, _Facts] 
     return problems
 
 
-def _shard_problems(folder: Path, entry: ShardEntry) -> list[str]:
-    """What differs in a shard of the right size: the file's hash, then the rows."""
+def _file_problems(folder: Path, entry: ShardEntry | PictureEntry) -> list[str]:
+    """What differs in a file of the right size: its hash, then its rows or pictures."""
     problems = []
     if hash_file(folder / entry.path) != entry.sha256:
         problems.append(f"{entry.path}: sha256 differs from the manifest")
     try:
-        rows = open_shard(folder, entry)
+        if isinstance(entry, PictureEntry):
+            file = open_pictures(folder, entry)
+            found = [problem for row in range(len(file.names)) if (problem := file.problem(row))]
+        else:
+            found = _row_problems(open_shard(folder, entry), entry)
     except UserError as error:
-        return [*problems, error.message.replace(str(folder / entry.path), entry.path)]
+        found = [error.message]
+    return problems + [problem.replace(str(folder / entry.path), entry.path) for problem in found]
+
+
+def _row_problems(rows: Rows, entry: ShardEntry) -> list[str]:
+    problems: list[str] = []
     tokens = 0
     for start in range(0, len(rows), CHUNK):
         indices = np.arange(start, min(start + CHUNK, len(rows)))
         with suppress(Exception):  # damaged bytes can fail anywhere
             found = rows.rows(indices)
-            block = found.block()
-            tokens += int(block.lengths_R.sum())
-            in_place = {*block.splits, *block.tasks} == {entry.split, entry.task}
+            places = {*found.texts("split"), *found.texts("task")}
+            tokens += int(found.lengths("input_ids").sum()) // 4
+            in_place = places == {entry.split, entry.task}
             if in_place and found.hashes() == rows.stored_hashes(indices):
                 continue
         named = ((i, _row_problem(rows, i, entry)) for i in indices.tolist())
@@ -113,9 +125,9 @@ def _row_problem(rows: Rows, index: int, entry: ShardEntry) -> str | None:
     """What is wrong with a row, its place included."""
     if problem := row_problem(rows, index):
         return problem
-    block = rows.rows(np.array([index])).block()
-    place = f"{block.splits[0]}/{block.tasks[0]}"
-    return None if place == f"{entry.split}/{entry.task}" else f"({block.sample_ids[0]}): is {place}"
+    row = rows.rows(np.array([index]))
+    (name,), (split,), (task,) = (row.texts(field) for field in ("sample_id", "split", "task"))
+    return None if (split, task) == (entry.split, entry.task) else f"({name}): is {split}/{task}"
 
 
 def _facts(path: Path) -> _Facts:
@@ -162,22 +174,46 @@ def seal(folder: Path) -> list[str]:
     if not (folder / TOKENIZER).is_file():
         raise UserError(f"{folder}: no {TOKENIZER}; put back the tokenizer that the ids are of")
     whole = {entry.path: entry for entry in manifest.shards if entry.path not in named}
-    entries = [whole.get(path) or _rewrite(folder, path, manifest) for path in shard_files(folder)]
+    paths = shard_files(folder)
+    pictures = [_seal_pictures(folder, path) for path in paths if path.startswith(FOLDER)]
+    entries = [whole.get(p) or _rewrite(folder, p, manifest) for p in paths if not p.startswith(FOLDER)]
     if not entries:
         raise UserError(f"{folder}: holds no shards; build them again")
+    files = [read_pictures(folder / e.path) for e in pictures if e.path.startswith(f"{FOLDER}/{UNDERSTOOD}-")]
+    held = Pictures(files, manifest.preprocessing["pixels"], manifest.image_size)
+    for entry in entries:
+        _require_pictures(folder / entry.path, open_shard(folder, entry), held)
     preprocessing = dict(manifest.preprocessing)
-    preprocessing.pop("pictures_sha256", None)
-    if (folder / PICTURES).is_file():
-        preprocessing["pictures_sha256"] = hash_file(folder / PICTURES)
+    preprocessing.pop("hashes_sha256", None)
+    if (folder / HASHES).is_file():
+        preprocessing["hashes_sha256"] = hash_file(folder / HASHES)
     found: dict[str, Any] = {
         "tokenizer": {**manifest.tokenizer, "sha256": hash_file(folder / TOKENIZER)},
         "preprocessing": preprocessing,
         "counts": _counts(folder, entries, manifest),
         "shards": tuple(entries),
+        "pictures": tuple(pictures),
         "sealed": (*manifest.sealed, {"date": date.today().isoformat(), "differences": differences}),
     }
     write_manifest(folder, replace(manifest, **found))
     return differences
+
+
+def _seal_pictures(folder: Path, name: str) -> PictureEntry:
+    """The entry of a file of pictures as found. Raises UserError if one of them is damaged."""
+    path = folder / name
+    file = read_pictures(path)
+    if problem := next(filter(None, map(file.problem, range(len(file.names)))), None):
+        raise UserError(f"{problem}; mend or remove it")
+    return PictureEntry(name, len(file.names), path.stat().st_size, hash_file(path))
+
+
+def _require_pictures(path: Path, rows: Rows, held: Pictures) -> None:
+    """Raises UserError naming the first row that reads a picture which the folder lacks."""
+    for row, sample in enumerate(TaskRows({path: rows}, held).unchecked()):
+        if lost := [name for name in sample.understood if name not in held]:
+            lacks = f"row {row} ({sample.sample_id}): picture {lost[0]} is in none of the folder's pictures"
+            raise UserError(f"{path}: {lacks}; put it back, or remove the row")
 
 
 def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
@@ -185,7 +221,7 @@ def _rewrite(folder: Path, name: str, manifest: Manifest) -> ShardEntry:
     path, match = folder / name, SHARD_PATH.fullmatch(name)
     if match is None or path.suffix != ".arrow" or manifest.format != "arrow":
         raise UserError(f"{path}: only Arrow shards named as `pipelines` names them can be sealed; remove it")
-    place: dict[str, Any] = {"split": match[1], "task": match[2], "image_size": manifest.image_size}
+    place: dict[str, Any] = {"split": match[1], "task": match[2]}
     with TemporaryDirectory(dir=folder, prefix=".tmp-seal-") as tmp:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().select(CONTENT_SCHEMA.names)
@@ -205,3 +241,37 @@ def _counts(folder: Path, entries: list[ShardEntry], manifest: Manifest) -> dict
         reasons = manifest.counts[name].rejected if name in manifest.counts else {}
         counts[name] = SourceCounts(written[name] + sum(reasons.values()), reasons, written[name])
     return counts
+
+
+def differences(one: ShardSet, other: ShardSet) -> Iterator[str]:
+    """A line for each row that `other` adds (+), lacks (-) or has with other fields (~), by sample_id."""
+    before, now = _places(one), _places(other)
+    for sample_id in sorted(before.keys() | now.keys()):
+        if sample_id not in before:
+            yield f"+ {sample_id}"
+        elif sample_id not in now:
+            yield f"- {sample_id}"
+        elif changed := _changed(before[sample_id], now[sample_id]):
+            yield f"~ {sample_id}: {', '.join(changed)}"
+
+
+def _places(shards: ShardSet) -> dict[str, tuple[Rows, int]]:
+    """Where each row lies, by sample_id."""
+    files = shards.shards.values()
+    named = ((rows, pa.chunked_array(rows.column("sample_id")).to_pylist()) for rows in files)
+    return {name: (rows, i) for rows, names in named for i, name in enumerate(names)}
+
+
+def _changed(one: tuple[Rows, int], other: tuple[Rows, int]) -> list[str]:
+    """The columns in which two rows differ; with both values of the split."""
+    places = [(rows, np.array([i])) for rows, i in (one, other)]
+    if len({rows.stored_hashes(at)[0] for rows, at in places}) == 1:
+        return []
+    old, new = (rows.rows(at).sample(0, None) for rows, at in places)
+    columns = {name: (getattr(old, name), getattr(new, name)) for name in old.__dataclass_fields__}
+    changed = [
+        name
+        for name, (a, b) in columns.items()
+        if not (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b)
+    ]
+    return [f"split {old.split} → {new.split}" if name == "split" else name for name in changed]

@@ -15,6 +15,7 @@ in `pictures.parquet`; its sha256 stands in the manifest.
 # Shapes: N hashes of B bytes: W words of bits and C levels of colour.
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ import scipy.fft
 from PIL import Image
 
 from janus.common.files import hash_file
-from shards.manifest import PICTURES
+from janus.prompts import Message
+from shards.manifest import HASHES
 from shards.read import ShardSet
 
 SIDE = 16  # frequencies in each direction; a hash has SIDE² bits
@@ -37,12 +39,13 @@ GRID = 8  # cells of the grid of colours in each direction
 COLOUR = (
     24  # levels in which near-duplicates differ at most in any cell: chroma, and light, 32 to a deviation
 )
+FORM_ROWS = 20  # fewer rows with the same question are a repetition, see `telling`
 BIT_BYTES = SIDE**2 // 8
 HASH_BYTES = BIT_BYTES + 3 * GRID**2
 _REDUCED = 4 * SIDE
 _CANDIDATES = 1 << 22  # pairs compared at a time
 
-PICTURE_SCHEMA = pa.schema([("image_sha256", pa.string()), ("picture_hash", pa.binary(HASH_BYTES))])
+HASH_SCHEMA = pa.schema([("image_sha256", pa.string()), ("picture_hash", pa.binary(HASH_BYTES))])
 
 
 def picture_hash(image: Image.Image) -> bytes | None:
@@ -95,10 +98,10 @@ def near_pairs(hashes: list[bytes]) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
-def write_pictures(folder: Path, pictures: pa.Table) -> str:
-    """Write the hashes of all pictures (PICTURE_SCHEMA) into a folder of shards; gives the file's sha256."""
-    pq.write_table(pictures.cast(PICTURE_SCHEMA), folder / PICTURES)
-    return hash_file(folder / PICTURES)
+def write_hashes(folder: Path, pictures: pa.Table) -> str:
+    """Write the hashes of all pictures (HASH_SCHEMA) into a folder of shards; gives the file's sha256."""
+    pq.write_table(pictures.cast(HASH_SCHEMA), folder / HASHES)
+    return hash_file(folder / HASHES)
 
 
 def normalised(question: pl.Expr) -> pl.Expr:
@@ -123,34 +126,49 @@ def find_leaks(folder: Path) -> list[str]:
 
     Raises UserError if the shards cannot be read.
     """
-    samples = _samples(ShardSet.open(folder))
-    files = samples.select("sample_id", "split", key="image_sha256").drop_nulls("key")
+    shards = ShardSet.open(folder)
+    questions, pictures = _samples(shards)
+    told = telling(questions.with_columns(normalised(pl.col("key"))), shards.manifest.validation_fraction)
     return [
-        *_shared(_question_keys(samples), "the question"),
-        *_shared(files, "the picture's file"),
-        *_shared(_picture_keys(samples, folder / PICTURES), "nearly the same picture"),
+        *_shared(told.unique(), "the question"),
+        *_shared(pictures, "the picture's file"),
+        *_shared(_picture_keys(pictures, folder / HASHES), "nearly the same picture"),
     ]
 
 
-def _samples(shards: ShardSet) -> pl.DataFrame:
-    names, frames = ("sample_id", "split", "image_sha256", "history", "prompt"), []
+def telling(questions: pl.DataFrame, fraction: float) -> pl.DataFrame:
+    """The questions (source, key, …) without those that are only a form, such as "Describe the picture".
+
+    A form is asked in at least FORM_ROWS rows of a source, and in more than `fraction` of them.
+    """
+    rows = pl.len().over("source", "key")
+    form = (rows >= FORM_ROWS) & (rows > fraction * pl.len().over("source"))
+    return questions.filter(~form)
+
+
+def _samples(shards: ShardSet) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(questions, pictures): sample_id, source, split and key of each user turn, of each picture."""
+    questions, pictures = [], []
     for split, task in shards.splits_tasks():
-        rows = shards.rows(split, task)
-        frames.append(pl.DataFrame({name: pl.from_arrow(rows.column(name)) for name in names}))
-    return pl.concat(frames)
+        for sample in shards.rows(split, task).unchecked():
+            place = sample.sample_id, sample.source, split
+            pictures += [(*place, picture) for message in sample.messages for picture in message.pictures]
+            questions += [(*place, question) for question in user_texts(sample.messages)]
+    schema = dict.fromkeys(("sample_id", "source", "split", "key"), pl.String)
+    return pl.DataFrame(questions, schema, orient="row"), pl.DataFrame(pictures, schema, orient="row")
 
 
-def _question_keys(samples: pl.DataFrame) -> pl.DataFrame:
-    earlier = pl.col("history").list.eval(pl.element().struct.field("user"))
-    questions = samples.select("sample_id", "split", key=earlier.list.concat(pl.concat_list("prompt")))
-    return questions.explode("key").with_columns(normalised(pl.col("key"))).unique()
+def user_texts(messages: Iterable[Message]) -> list[str]:
+    """The text of each user turn."""
+    turns = groupby(messages, lambda message: message.role)
+    return [" ".join(m.text for m in own if m.text) for role, own in turns if role == "user"]
 
 
-def _picture_keys(samples: pl.DataFrame, path: Path) -> pl.DataFrame:
+def _picture_keys(pictures: pl.DataFrame, path: Path) -> pl.DataFrame:
     if not path.is_file():
-        return samples.select("sample_id", "split", key="image_sha256").clear()
-    pictures = pl.DataFrame(pl.from_arrow(pq.read_table(path, schema=PICTURE_SCHEMA))).drop_nulls().unique()
-    hashed = samples.join(pictures, on="image_sha256")
+        return pictures.clear()
+    hashes = pl.DataFrame(pl.from_arrow(pq.read_table(path, schema=HASH_SCHEMA))).drop_nulls().unique()
+    hashed = pictures.unique().rename({"key": "image_sha256"}).join(hashes, on="image_sha256")
     found = hashed.join(hash_keys(hashed["picture_hash"]), on="picture_hash")
     # Keys of one file only are left to the comparison of files.
     files = found.group_by("key").agg(pl.col("image_sha256").n_unique() > 1).filter("image_sha256")

@@ -1,0 +1,1 @@
+"""Pictures and folders of shards beside each other."""
