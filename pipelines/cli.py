@@ -94,8 +94,9 @@ def main() -> None:
     """From raw datasets to training shards.
 
     Stages run in the order download, ingest, tokenize, images, vq, write; `build` runs all but the
-    download. A stage whose inputs and parameters have not changed is skipped. Unusable rows go to
-    WORK/rejects.arrow with a reason and are counted in the manifest.
+    download. A stage whose inputs and parameters have not changed is skipped; where there are only more
+    rows, they are appended. Unusable rows go to WORK/rejects.arrow with a reason and are counted in the
+    manifest.
     """
 
 

@@ -151,7 +151,7 @@ def verify(folder: Path, workers: int, leaks: bool) -> None:
 @click.argument("other", type=FOLDER, metavar="B")
 def diff(one: Path, other: Path) -> None:
     """Name the rows that B adds to A (+), lacks (-) or has otherwise (~); exit 1 if there are any."""
-    from shards.compare.check import differences
+    from shards.compare.diff import differences
     from shards.read import ShardSet
 
     counts = Counter[str]()

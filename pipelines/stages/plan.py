@@ -1,6 +1,6 @@
 """What stage write writes: the generations' tables side by side; rows that are kept, where, in what order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,10 +25,10 @@ class Outputs:
     done: list[dict[str, dict[str, Any]]]
 
     @classmethod
-    def of(cls, work: Path) -> Self:
+    def of(cls, work: Path, stages: Sequence[str] = BEFORE) -> Self:
         """All generations. Raises UserError if a stage has not run in one."""
         folders = generations(work) or [work]
-        return cls(folders, [{name: require_stage(name, folder) for name in BEFORE} for folder in folders])
+        return cls(folders, [{name: require_stage(name, folder) for name in stages} for folder in folders])
 
     def rows(self) -> list[list[Path]]:
         """Files of ROW_SCHEMA of each generation."""

@@ -115,11 +115,17 @@ def _sides(
     free = sides < 0
     if free.any():
         links = keys[free[keys[:, 0]]]
+        lowest, highest = _held(kept["old"].to_numpy(), sides, keys)
+        below, above = np.full(len(kept), len(SPLITS), np.int8), np.full(len(kept), -1, np.int8)
+        np.minimum.at(below, links[:, 0], lowest[links[:, 1]])
+        np.maximum.at(above, links[:, 0], highest[links[:, 1]])
+        sides[free] = above[free]
+        links = links[(below >= above)[links[:, 0]]]  # a row that old ones hold on two sides joins nothing
         component = _components(len(kept), links)
-        held = _highest(kept["old"].to_numpy(), sides, keys)  # of each key, by old rows
         joined = np.full(component.max() + 1, -1, np.int8)
-        np.maximum.at(joined, component[links[:, 0]], held[links[:, 1]])
-        sides[free] = joined[component[free]]
+        np.maximum.at(joined, component, np.where(below >= above, above, -1))
+        left = sides < 0
+        sides[left] = joined[component[left]]
         rows = kept.with_columns(component=pl.Series(component), at=pl.Series(sides))
         chosen = _validation_components(rows.filter(pl.col("split").is_null()), lacking, seed, fraction)
         left = sides < 0
@@ -127,12 +133,14 @@ def _sides(
     return sides
 
 
-def _highest(rows: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """int8 (keys,): the highest side of some rows (bool) that hold the key, -1 where none does."""
-    highest = np.full(keys[:, 1].max(initial=-1) + 1, -1, np.int8)
-    keys = keys[rows[keys[:, 0]]]
-    np.maximum.at(highest, keys[:, 1], sides[keys[:, 0]])
-    return highest
+def _held(rows: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 (keys,): lowest and highest side of the rows (bool) that hold a key; beyond all if none does."""
+    lowest = np.full(keys[:, 1].max(initial=-1) + 1, len(SPLITS), np.int8)
+    highest = np.full_like(lowest, -1)
+    at, held = keys[rows[keys[:, 0]]].T
+    np.minimum.at(lowest, held, sides[at])
+    np.maximum.at(highest, held, sides[at])
+    return lowest, highest
 
 
 def _components(rows: int, keys: np.ndarray) -> np.ndarray:
@@ -162,8 +170,8 @@ def _leaks(sides: np.ndarray, keys: np.ndarray, old: np.ndarray) -> np.ndarray:
     """bool (rows,): the row holds a key that a higher side holds too, or an old row of a lower one."""
     rows, held = keys.T
     leaks = np.zeros(len(sides), bool)
-    lowest = len(SPLITS) - 1 - _highest(old, len(SPLITS) - 1 - sides, keys)  # beyond all sides: no old row
+    lowest, _ = _held(old, sides, keys)
     leaks[rows[lowest[held] < sides[rows]]] = True
-    highest = _highest(old | ~leaks, sides, keys)
+    _, highest = _held(old | ~leaks, sides, keys)
     leaks[rows[highest[held] > sides[rows]]] = True
     return leaks & ~old

@@ -21,11 +21,13 @@ from pipelines.cli import main as pipelines
 from pipelines.stages.splits import assign_splits
 from pipelines.tables import read_table
 from shards.cli import main as shards
-from shards.compare.check import differences, verify_folder
+from shards.compare.check import verify_folder
+from shards.compare.diff import differences
 from shards.manifest import load_manifest
 from shards.read import ShardSet
 
 ROOT_FILES = ("manifest.json", "pictures.parquet")
+OPTIONS = ("--validation-fraction", 0.3, "--max-length", 2048)
 
 
 def scene(number: int, kind: str = "PNG", **options: Any) -> bytes:
@@ -57,7 +59,7 @@ class Site:
 
     def __init__(self, root: Path, tokenizer: Path, **source: Any) -> None:
         self.root, self.data, self.shards = root, root / "data", root / "shards"
-        self.command = build_command(self.data, root, tokenizer, "--workers", 1, "--validation-fraction", 0.3)
+        self.command = build_command(self.data, root, tokenizer, "--workers", 1, *OPTIONS)
         self.data.mkdir()
         entry = {"path": "*.jsonl", **source}
         (self.data / "sources.yaml").write_text(json.dumps({"sources": {"mine": entry}}))

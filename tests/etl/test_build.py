@@ -209,7 +209,7 @@ def planned(data: Path, work: Path, tokenizer: Path) -> tuple[Counter, list[str]
     run_well("ingest", "--data", data, "--work", work)
     for stage in ("tokenize", "images"):
         run_well(stage, "--work", work, "--tokenizer", tokenizer)
-    plan, rejected, divided = plan_rows(Outputs.of(work), 0, 0.05)
+    plan, rejected, divided = plan_rows(Outputs.of(work, ("ingest", "tokenize", "images")), 0, 0.05)
     assert rejected.height == 0
     return Counter(plan.select("task", "side").iter_rows()), divided
 
