@@ -16,7 +16,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 PROGRAMS = {
     name: importlib.import_module(f"{name}.cli").main for name in ("janus", "shards", "pipelines", "trainer")
 }
-COMMANDS = sorted(set(re.findall(rf"(?:`|bin/|^)({'|'.join(PROGRAMS)}) ([a-z]+)", README, flags=re.M)))
+COMMANDS = sorted(set(re.findall(rf"(?:`|bin/|^)({'|'.join(PROGRAMS)}) ([a-z][a-z-]*)", README, flags=re.M)))
 
 
 @pytest.mark.parametrize("code", PYTHON)
