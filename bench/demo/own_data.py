@@ -38,7 +38,7 @@ TRAINED = 17
 """Edits of each instruction that are trained on, of 24; there are twelve instructions."""
 LONGEST = 1280
 """Tokens of a sample: an edit has two pictures."""
-DRAWING = ("--guidance", "1.5", "--temperature", "0.7", "--batch", "12")
+DRAWING = ("--guidance", "1.5", "--temperature", "0.5", "--batch", "12")
 
 
 @dataclass(frozen=True)
