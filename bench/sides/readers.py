@@ -175,7 +175,10 @@ def read_datasets(folder: Path) -> Iterable[Row]:
     """Samples in the order of the file, taken eight at a time, which is faster than one at a time."""
     from datasets import Dataset
 
-    for rows in Dataset.from_file(str(folder / "rows.arrow")).with_format("numpy").iter(BATCH):
+    rows_on_disk = Dataset.from_file(str(folder / "rows.arrow"))
+    # As numpy's strings, coded pictures would lose the zeros at their end.
+    arrays = [name for name in rows_on_disk.column_names if name != "coded"]
+    for rows in rows_on_disk.with_format("numpy", arrays, output_all_columns=True).iter(BATCH):
         for values in zip(*rows.values(), strict=True):
             yield dict(zip(rows, values, strict=True))
 
