@@ -57,7 +57,7 @@ PAGES = [*ROOT.glob("*.md"), ROOT / "bench/README.md", *ROOT.glob("docs/*.md")]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = {page.parent / link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
+    links = {page.parent / link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link}
     named = {ROOT / path for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*\.(?:py|json|yaml|md))`", text)}
     if page.name != "LOG.md":  # a log speaks of files as they were
         assert {str(path) for path in links | named if not path.exists()} == set()
