@@ -9,7 +9,7 @@ prepared pictures, one per batch; `<kind>.index.arrow` says where each one is.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -94,9 +94,12 @@ class TableBuffer:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        if failure[0] is None:
-            self._flush()
-        self._opened.__exit__(*failure)
+        with ExitStack() as stack:  # closes where the flush fails, too
+            if failure[0] is not None:
+                stack.callback(self._opened.__exit__, *failure)
+            else:
+                stack.push(self._opened)
+                self._flush()
 
     def add(self, row: Sequence[Any], size: int = 0) -> None:
         """Add a row, in the order of the columns. size: its bytes, where rows are large."""
