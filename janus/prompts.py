@@ -104,6 +104,16 @@ def task_of(messages: Sequence[Message]) -> str:
     return "edit" if shown else "t2i"
 
 
+def turns_of(messages: Iterable[Any]) -> list[tuple[str, list[Any]]]:
+    """(role, its messages) of each turn. messages: whatever has a role."""
+    return [(role, list(own)) for role, own in groupby(messages, lambda message: message.role)]
+
+
+def words_of(turn: Iterable[Message]) -> str:
+    """What a turn says, its texts joined."""
+    return " ".join(message.text for message in turn if message.text)
+
+
 def in_order(parts: Sequence[Any], first: bool) -> list[Any]:
     """Texts and pictures of a turn, stripped, without empty texts; what is no text is a picture.
 
@@ -136,7 +146,7 @@ def prompt_segments(
     A system message is the system text; without one it is Janus-Pro's, and none if the assistant only draws.
     train_begin: in interleaved samples begin_of_image of a drawn picture is a target of the text head.
     """
-    turns = [(role, list(own)) for role, own in groupby(messages, lambda message: message.role)]
+    turns = turns_of(messages)
     task = task_of(messages)
     system = "" if task in ("t2i", "edit") else SYSTEM_TEXT
     if turns[0][0] == "system":

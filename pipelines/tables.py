@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from shards.compare.duplicates import HASH_BYTES
+from shards.compare.duplicates import HASH_BYTES, messages_of
 from shards.pictures import CODECS, DRAWN, UNDERSTOOD
 from shards.schema import CONTENT_SCHEMA
 
@@ -64,7 +64,7 @@ KIND_OF = {"user": UNDERSTOOD, "assistant": DRAWN}
 
 def pictures_of(rows: pl.DataFrame, *names: str) -> pl.DataFrame:
     """(names…, kind, image_sha256) of each picture of the rows, in order. names: columns to keep."""
-    pictures = rows.select(*names, "messages").explode("messages").unnest("messages").explode("pictures")
+    pictures = messages_of(rows, *names).explode("pictures")
     kind = pl.col("role").replace_strict(KIND_OF, default=None)
     return pictures.drop_nulls("pictures").select(*names, kind=kind, image_sha256="pictures")
 

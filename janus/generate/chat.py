@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.common.errors import UserError
-from janus.prompts import Message, grouped, in_order
+from janus.prompts import Message, grouped, in_order, words_of
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ def _asked(line: str, where: str, folder: Path) -> Asked:
         own = grouped(in_order(list(_parts(turn.get("content"), place, folder)), i == asked))
         if turn["role"] != "user" and any(pictures for _, pictures in own):
             raise UserError(f"{place}: only pictures of the user can be read; leave this one out")
-        messages += [Message(turn["role"], text, tuple(map(str, pictures))) for text, pictures in own]
-        if not any(text for text, _ in own):
+        last = [Message(turn["role"], text, tuple(map(str, pictures))) for text, pictures in own]
+        messages += last
+        if not words_of(last):
             raise UserError(f"{place}: has no text")
-    return Asked(" ".join(text for text, _ in own if text), tuple(messages), draw)
+    return Asked(words_of(last), tuple(messages), draw)
 
 
 def _parts(content: Any, where: str, folder: Path) -> Iterator[str | Path]:

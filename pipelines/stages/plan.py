@@ -8,10 +8,11 @@ from typing import Any, Self
 import polars as pl
 
 from pipelines import tables
-from pipelines.stage import generations, require_stage
+from pipelines.stage import STAGES, generations, require_stage
 from pipelines.stages.splits import assign_splits, lacking_train, stable_hash
+from shards.compare.duplicates import questions_of
 
-BEFORE = ("ingest", "tokenize", "images", "vq")
+BEFORE = STAGES[:-1]
 
 PLANNED = ["task", "source", "split", "source_key", "messages", "sha256"]
 """Columns of ROW_SCHEMA that decide which rows are written, where and in what order."""
@@ -110,17 +111,6 @@ def _usable_rows(outputs: Outputs, known: int) -> pl.DataFrame:
     )
     rows = rows.filter(~pl.col("position").is_in(lost.implode()))
     rows = rows.join(own, on="position", how="left", maintain_order="left")
-    rows = rows.join(_questions(rows), on="position", how="left", maintain_order="left")
+    asked = questions_of(rows, "position").group_by("position", maintain_order=True).agg(questions="key")
+    rows = rows.join(asked, on="position", how="left", maintain_order="left")
     return rows.drop("messages")
-
-
-def _questions(rows: pl.DataFrame) -> pl.DataFrame:
-    """(position, questions): the text of each user turn."""
-    messages = rows.select("position", "messages").explode("messages").unnest("messages")
-    begins = (pl.col("role") != pl.col("role").shift()).fill_null(True)
-    turns = messages.with_columns(turn=begins.cum_sum().over("position")).filter(pl.col("role") == "user")
-    texts = turns.group_by("position", "turn", maintain_order=True).agg(
-        pl.col("text").filter(pl.col("text") != "")
-    )
-    texts = texts.with_columns(pl.col("text").list.join(" "))
-    return texts.group_by("position", maintain_order=True).agg(questions="text")

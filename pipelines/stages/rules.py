@@ -8,11 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from janus.prompts import Message, grouped, in_order, task_of
+from janus.prompts import Message, grouped, in_order, task_of, turns_of, words_of
 from pipelines.forms.pictures import Picture, RowError, is_unicode
 from pipelines.forms.row import RawRow, Turn
 from pipelines.sources import Source
@@ -131,7 +130,7 @@ def pieces_of(turns: Iterable[Turn]) -> list[Piece]:
 
 def check_empty(pieces: Sequence[Piece], tag: str) -> None:
     """Raises RowError for a turn without text and picture, and for a last user turn without text."""
-    turns = [list(own) for role, own in groupby(pieces, lambda piece: piece.role) if role != "system"]
+    turns = [own for role, own in turns_of(pieces) if role != "system"]
     empty = [not any(piece.text or piece.pictures for piece in turn) for turn in turns]
     if any(empty[:-2]):
         raise RowError("empty_turn", f"turn {empty.index(True) + 1}")
@@ -144,11 +143,11 @@ def check_empty(pieces: Sequence[Piece], tag: str) -> None:
 def row_of(messages: Sequence[Message], tag: str) -> dict[str, Any]:
     """The columns of ROW_SCHEMA that follow from the conversation. sha256: of roles, texts and pictures."""
     content = [[message.role, message.text, list(message.pictures)] for message in messages]
-    *_, user, assistant = ([*own] for _, own in groupby(messages, lambda message: message.role))
+    *_, (_, user), (_, assistant) = turns_of(messages)
     return {
         "task": tag,
         "messages": [dict(zip(("role", "text", "pictures"), one, strict=True)) for one in content],
-        "prompt": " ".join(message.text for message in user if message.text),
-        "answer": " ".join(message.text for message in assistant if message.text),
+        "prompt": words_of(user),
+        "answer": words_of(assistant),
         "sha256": hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest(),
     }

@@ -15,7 +15,6 @@ in `pictures.parquet`; its sha256 stands in the manifest.
 # Shapes: N hashes of B bytes: W words of bits and C levels of colour.
 
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ import scipy.fft
 from PIL import Image
 
 from janus.common.files import hash_file
-from janus.prompts import Message
 from shards.manifest import HASHES
 from shards.read import ShardSet
 
@@ -148,20 +146,27 @@ def telling(questions: pl.DataFrame, fraction: float) -> pl.DataFrame:
 
 def _samples(shards: ShardSet) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(questions, pictures): sample_id, source, split and key of each user turn, of each picture."""
-    questions, pictures = [], []
+    columns, frames = ("sample_id", "source", "split", "messages"), []
     for split, task in shards.splits_tasks():
-        for sample in shards.rows(split, task).unchecked():
-            place = sample.sample_id, sample.source, split
-            pictures += [(*place, picture) for message in sample.messages for picture in message.pictures]
-            questions += [(*place, question) for question in user_texts(sample.messages)]
-    schema = dict.fromkeys(("sample_id", "source", "split", "key"), pl.String)
-    return pl.DataFrame(questions, schema, orient="row"), pl.DataFrame(pictures, schema, orient="row")
+        rows = shards.rows(split, task)
+        frames.append(pl.DataFrame({name: pl.from_arrow(rows.column(name)) for name in columns}))
+    samples, names = pl.concat(frames), columns[:-1]
+    pictures = messages_of(samples, *names).explode("pictures").drop_nulls("pictures")
+    return questions_of(samples, *names), pictures.select(*names, key="pictures")
 
 
-def user_texts(messages: Iterable[Message]) -> list[str]:
-    """The text of each user turn."""
-    turns = groupby(messages, lambda message: message.role)
-    return [" ".join(m.text for m in own if m.text) for role, own in turns if role == "user"]
+def messages_of(rows: pl.DataFrame, *names: str) -> pl.DataFrame:
+    """(names…, role, text, pictures) of each message of the rows, in order. names: columns to keep."""
+    return rows.select(*names, "messages").explode("messages").unnest("messages")
+
+
+def questions_of(rows: pl.DataFrame, *names: str) -> pl.DataFrame:
+    """(names…, key) of each user turn, in order; key: its text. The first name tells rows apart."""
+    begins = (pl.col("role") != pl.col("role").shift()).fill_null(True)
+    messages = messages_of(rows, *names).with_columns(turn=begins.cum_sum().over(names[0]))
+    turns = messages.filter(pl.col("role") == "user").group_by(*names, "turn", maintain_order=True)
+    said = turns.agg(key=pl.col("text").filter(pl.col("text") != ""))
+    return said.select(*names, pl.col("key").list.join(" "))
 
 
 def _picture_keys(pictures: pl.DataFrame, path: Path) -> pl.DataFrame:
