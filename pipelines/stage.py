@@ -12,7 +12,7 @@ new rows alone, in WORK/gen-001, WORK/gen-002, …, and write appends to the sha
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -82,10 +82,10 @@ def _run(stage: str, work: Path, options: Mapping[str, Any]) -> None:
     for number, folder in enumerate(folders):
         own = {**options, "work": folder, "before": folders[:number]}
         done = run(**{name: own[name] for name in signature(run).parameters})
-    stages = STAGES[: STAGES.index(stage) + 1]
-    gather_rejects(work, stages)
+    folders, stages = generations(work), STAGES[: STAGES.index(stage) + 1]
+    gather_rejects(work, folders, stages)
     if "max_reject_rate" in options:
-        for folder in generations(work):
+        for folder in folders:
             _check_reject_rate(folder, stages, options["max_reject_rate"], work / REJECTS)
     if stage == "write":
         _print_summary(done["notes"])
@@ -183,9 +183,9 @@ def rejects_of(work: Path, stages: Sequence[str]) -> pl.DataFrame:
     return frame(_once(pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])))
 
 
-def gather_rejects(work: Path, stages: Sequence[str]) -> None:
-    """Write the rejects of these stages, all generations', to `<work>/rejects.arrow`."""
-    table = pl.concat(rejects_of(folder, stages) for folder in generations(work)).to_arrow()
+def gather_rejects(work: Path, folders: Iterable[Path], stages: Sequence[str]) -> None:
+    """Write the rejects of these stages, of the generations in `folders`, to `<work>/rejects.arrow`."""
+    table = pl.concat(rejects_of(folder, stages) for folder in folders).to_arrow()
     write_file(work / REJECTS, lambda path: write_table(path, table.cast(REJECT_SCHEMA)))
 
 
