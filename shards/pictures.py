@@ -145,8 +145,8 @@ def read_arrow(path: Path) -> PictureFile:
     return PictureFile(path, names, data, hashes)
 
 
-def picture_batches(pictures: Iterable[tuple[str, bytes]], rows: int = 64) -> Iterator[pa.RecordBatch]:
-    """Coded pictures by name as batches of PICTURE_SCHEMA."""
+def picture_batches(pictures: Iterable[tuple[str, bytes]], rows: int) -> Iterator[pa.RecordBatch]:
+    """Coded pictures by name as batches of PICTURE_SCHEMA, of `rows` pictures, the last maybe fewer."""
     block: list[tuple[str, bytes, int]] = []
     for name, data in pictures:
         block.append((name, data, picture_hash64(name, data)))

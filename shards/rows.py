@@ -74,27 +74,29 @@ class RowBytes:
         """Row i, with its pictures if they are given. A damaged row may raise anything."""
         row = {name: self.columns[place][i] for name, place in _PLACE.items()}
         spans = [np.frombuffer(row[name], np.int32) for name in _SPANS]
+        shown, texts = self._shown(i), _split(row["text_lengths"], row["texts"])
         return Sample(
             **{name: str(row[name], "utf-8") for name in TEXT_FIELDS},
-            messages=tuple(self._messages(i)),
+            messages=tuple(Message(role, text, own) for (role, own), text in zip(shown, texts, strict=True)),
             input_ids=np.frombuffer(row["input_ids"], np.int32),
             supervised=np.stack(spans, 1),
             image_tokens=np.frombuffer(row["image_tokens"], np.uint16),
             images=pictures.read(self._understood(i)) if pictures else (),
         )
 
-    def _messages(self, i: int) -> Iterator[Message]:
-        row = {name: self.columns[place][i] for name, place in _PLACE.items()}
-        roles, texts = _split(row["role_lengths"], row["roles"]), _split(row["text_lengths"], row["texts"])
-        counts, at = np.frombuffer(row["picture_counts"], np.int32).tolist(), 0
-        digits = str(row["pictures"], "ascii")
-        for role, text, count in zip(roles, texts, counts, strict=True):
+    def _shown(self, i: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(role, pictures) of each message of row i."""
+        names = ("role_lengths", "roles", "picture_counts", "pictures")
+        lengths, roles, counts, digits = (self.columns[_PLACE[name]][i] for name in names)
+        pictures, at = str(digits, "ascii"), 0
+        counts_N = np.frombuffer(counts, np.int32).tolist()
+        for role, count in zip(_split(lengths, roles), counts_N, strict=True):
             ends = range(at + PICTURE_LENGTH, at + PICTURE_LENGTH * (count + 1), PICTURE_LENGTH)
-            yield Message(role, text, tuple(digits[end - PICTURE_LENGTH : end] for end in ends))
+            yield role, tuple(pictures[end - PICTURE_LENGTH : end] for end in ends)
             at += PICTURE_LENGTH * count
 
     def _understood(self, i: int) -> list[str]:
-        return [picture for m in self._messages(i) if m.role == "user" for picture in m.pictures]
+        return [picture for role, own in self._shown(i) if role == "user" for picture in own]
 
     def lengths(self, name: str) -> np.ndarray:
         """Bytes of a field in each row, int64."""

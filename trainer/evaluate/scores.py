@@ -74,7 +74,7 @@ def score_samples(
     block = RowBlock.of(samples)
     targets = np.array([np.diff(sample.supervised[:, :2]).sum() for sample in samples])
     order = deal(sample_weights(block.lengths_R, targets), random_words(len(samples), task, "score"), size, 0)
-    counts = Counts(block.lengths_R, targets - block.codes_R, block.images_R, block.codes_R // image.tokens)
+    counts = Counts.of(block.lengths_R, targets, block.codes_R, block.images_R, image)
     shape = shape_for(counts.each(lambda own: in_micro_batches(own[order], size)), image)
     cell = TokenScores(TaskLoss(model, shape.signature))
     token_scores = network_graphs(model.config).compile(cell, f"score {task}")

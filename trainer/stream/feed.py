@@ -50,7 +50,7 @@ class SelectedRows:
     def counts(self, image: ImageShape) -> Counts:
         """Tokens, targets of text and pictures of each, int (rows,)."""
         codes, understood = self._rows.image_tokens[self.indices], self._rows.understood[self.indices]
-        return Counts(self.num_tokens, self.supervised_tokens - codes, understood, codes // image.tokens)
+        return Counts.of(self.num_tokens, self.supervised_tokens, codes, understood, image)
 
     @property
     def weights(self) -> np.ndarray:

@@ -85,6 +85,18 @@ class Counts:
     understood: np.ndarray
     drawn: np.ndarray
 
+    @classmethod
+    def of(
+        cls,
+        tokens: np.ndarray,
+        supervised: np.ndarray,
+        codes: np.ndarray,
+        understood: np.ndarray,
+        image: ImageShape,
+    ) -> Self:
+        """From tokens, all targets, those of images, and understood pictures of each sample."""
+        return cls(tokens, supervised - codes, understood, codes // image.tokens)
+
     def each(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
         """The function's result for each of them."""
         return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
