@@ -21,9 +21,8 @@ from typing import Any
 import click
 import numpy as np
 import yaml
-from PIL import Image
 
-from bench.demo.proof import CHANCES, SHARES, Figure, command, overview, prove, shares_right
+from bench.demo.proof import CHANCES, SHARES, Figure, command, drawn_by, overview, prove, shares_right
 from bench.measures.link import ROOT
 from janus.checkpoint.folder import write_json
 from janus.common.files import write_file
@@ -147,11 +146,8 @@ def judge(drawn: Path, edits: Sequence[Edit], out: Path) -> dict[str, float]:
 
     The overview has each picture that was shown beside the one that was drawn.
     """
-    pictures = {}
-    for path in drawn.glob("*.png"):
-        with Image.open(path) as picture:
-            pictures[int(picture.info["number"])] = np.asarray(picture.convert("RGB"))
-    drawn_HWC = [pictures[number] for number in range(len(edits))]
+    pictures = drawn_by(drawn, "number")
+    drawn_HWC = [pictures[str(number)] for number in range(len(edits))]
     shares = shares_right(drawn_HWC, [edit.after for edit in edits])
     content = {"metrics": {"edit": {"edits": len(edits), **shares}}}
     out.mkdir(exist_ok=True)

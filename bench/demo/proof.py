@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import numpy as np
@@ -62,6 +63,15 @@ def command(program: str, *arguments: object) -> None:
     click.echo(f"$ {' '.join(words)}")
     if subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode:
         raise click.ClickException(f"{program} {arguments[0]} failed, see above")
+
+
+def drawn_by(folder: Path, fact: str) -> dict[str, np.ndarray]:
+    """The pictures in a folder, uint8 (H, W, 3), by a fact that each records of itself."""
+    pictures = {}
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            pictures[str(picture.info[fact])] = np.asarray(picture.convert("RGB"))
+    return pictures
 
 
 def shares_right(pictures_HWC: Sequence[np.ndarray], scenes: Sequence[Scene]) -> dict[str, float]:

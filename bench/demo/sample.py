@@ -15,9 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 import polars as pl
-from PIL import Image
 
-from bench.demo.proof import CHANCES, SHARES, Figure, command, overview, prove, shares_right
+from bench.demo.proof import CHANCES, SHARES, Figure, command, drawn_by, overview, prove, shares_right
 from bench.measures.link import ROOT
 from janus.checkpoint.folder import write_json
 from janus.common.files import write_file
@@ -90,10 +89,7 @@ def draw(run: Path, scenes: Sequence[Scene], out: Path) -> None:
 
 def judge(pictures: Path, scenes: Sequence[Scene], out: Path) -> dict[str, float]:
     """Share of the pictures that are right in each part; figures and an overview go where reports look."""
-    by_caption = {}
-    for path in pictures.glob("*.png"):
-        with Image.open(path) as picture:
-            by_caption[picture.info["prompt"]] = np.asarray(picture.convert("RGB"))
+    by_caption = drawn_by(pictures, "prompt")
     drawn_HWC = [by_caption[scene.caption] for scene in scenes]
     shares = shares_right(drawn_HWC, scenes)
     chances = {f"baseline_{part}": 1 / values for part, values in CHANCES.items()}

@@ -3,7 +3,6 @@
 Shapes: S positions, V classes, T tokens of an image.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 from commands import invoke
 from PIL import Image
-from trainer_shards import SIDE, TOKENS, make_model, word_tokenizer
+from trainer_shards import SIDE, TOKENS, make_loud_model, word_tokenizer
 
 from janus.checkpoint.folder import open_model
 from janus.cli import main
 from janus.generate.generate import Generator, Prompt, Sampling, choose, guide, uniforms
 from janus.model.loss import TaskLoss
 from janus.prompts import SIGNATURES, Message, before_answer, encode_samples, image_index, unconditional
-from janus.tokens import JanusTokenizer
 
 LENGTHS = (3, 1, 6)  # words of the prompts: they share batches
 NEW, LONG = 10, 30  # tokens of an answer: both need the same cache
@@ -26,18 +24,7 @@ NEW, LONG = 10, 30  # tokens of an answer: both need the same cache
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose weights are so large that its logits are far apart."""
-    from mindspore import ops
-
-    base = tmp_path_factory.mktemp("model")
-    source = open_model(str(make_model(base / "small")))
-    model = source.build()
-    for parameter in model.get_parameters():
-        if "norm" not in parameter.name:
-            ops.assign(parameter, parameter * 8.0)
-    source.save(model, base / "large", JanusTokenizer(base / "small"))
-    (base / "large" / "preprocessor_config.json").write_text(json.dumps({"image_size": SIDE}))
-    return base / "large"
+    return make_loud_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

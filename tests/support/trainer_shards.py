@@ -1,5 +1,6 @@
 """A very small model folder, and shards for it: words, noise pictures of 16 tokens, drawn codes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
@@ -11,7 +12,7 @@ import numpy as np
 from shard_factory import SOURCES, make_batch, make_row, pictures_of, seal
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from janus.checkpoint.folder import ModelFolder
+from janus.checkpoint.folder import ModelFolder, open_model
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.prompts import SIGNATURES, SYSTEM_TEXT, Message, encode_samples
 from janus.tokens import SPECIAL_NAMES, JanusTokenizer
@@ -66,6 +67,20 @@ def make_model(folder: Path) -> Path:
     tokenizer = write_tokenizer(folder)
     _random_model().save(_random_model().build(), folder, tokenizer)
     return folder
+
+
+def make_loud_model(base: Path) -> Path:
+    """A model folder whose weights are so large that its logits are far apart; returns it."""
+    from mindspore import ops
+
+    source = open_model(str(make_model(base / "small")))
+    model = source.build()
+    for parameter in model.get_parameters():
+        if "norm" not in parameter.name:
+            ops.assign(parameter, parameter * 8.0)
+    source.save(model, base / "large", JanusTokenizer(base / "small"))
+    (base / "large" / "preprocessor_config.json").write_text(json.dumps({"image_size": SIDE}))
+    return base / "large"
 
 
 def trainable_row(task: str, split: str, key: int, shown: int = 1, drawn: int = 1) -> dict[str, Any]:
