@@ -102,9 +102,9 @@ bench: $(READY) .venv-bench/.installed ## measure beside the peers, write bench/
 	$(BIN)/python -m bench $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m bench --readme)
 
-.venv-bench/.installed: bench/peers.txt
+.venv-bench/.installed: bench/sides/peers.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/sides/peers.txt
 	@touch $@
 
 lint: $(READY) ## check format, lint and types

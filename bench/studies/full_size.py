@@ -1,6 +1,6 @@
 """Does a full-size network fit, and how long does it take? Peak memory and seconds, measured.
 
-    python -m bench.full_size --size 1b
+    python -m bench.studies.full_size --size 1b
 
 Random weights; one sample a call. One forward of each task, then training steps of one stage on t2i.
 """

@@ -1,4 +1,4 @@
-"""Codecs for prepared pictures: `python -m bench.measures.codecs` prints the table of docs/shards.md.
+"""Codecs for prepared pictures: `python -m bench.studies.codecs` prints the table of docs/shards.md.
 
 Bytes of a picture, and time to encode and decode it without loss in one thread. PNG and differences hold grey
 pictures as one channel; WebP finds out by itself.
