@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from janus.common.options import DEVICE, FILE, FOLDER, Group, add_options, option
+from janus.common.options import DEVICE, DEVICE_ID, FILE, FOLDER, Group, add_options, option
 
 PIXELS = ("webp", "raw")
 """The codecs of `shards.pictures.CODECS`, which takes longer to import."""
@@ -81,6 +81,7 @@ class BuildOptions:
         "tiny", "Model that gives the image codes; a preset's mean nothing.", metavar="DIR|HUB_ID|PRESET"
     )
     device: str = _compute("auto", "Device of the VQ encoder.", DEVICE)
+    device_id: int = _compute(0, "Which Ascend, where there are several.", DEVICE_ID)
     workers: int = _compute(
         CORES, "Worker processes; they leave no mark on the shards.", click.IntRange(min=1), shown="all cores"
     )
@@ -157,7 +158,7 @@ STAGES = {
     ),
     "vq": (
         "Encode drawn pictures into VQ codes to train on; an interrupted run resumes.",
-        "work model device",
+        "work model device device_id",
     ),
     "write": (
         "Split, shuffle and write the shards and their manifest.",

@@ -64,8 +64,8 @@ def run_stages(stages: list[str], options: Mapping[str, Any]) -> None:
                 from janus.device import use
 
                 open_model(options["model"])  # a misspelt one is reported before the first stage
-                if options["device"] != "auto":  # a missing one too
-                    use(options["device"])
+                if options["device"] != "auto" or options["device_id"]:  # a missing one too
+                    use(options["device"], "float32", options["device_id"], deterministic=True)
             for stage in stages:
                 _run(stage, work, options)
     except OSError as error:

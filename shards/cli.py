@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from janus.common.errors import UserError
-from janus.common.options import DEVICE, FILE, FOLDER, Group
+from janus.common.options import DEVICE, DEVICE_ID, FILE, FOLDER, Group
 
 _FOLDER = click.argument("folder", type=FOLDER, metavar="DIR")
 
@@ -107,7 +107,10 @@ def show(folder: Path, sample_id: str, picture: Path | None) -> None:
 )
 @click.option("--samples", type=click.IntRange(1, 2000), metavar="N", default=240, help="Samples to show.")
 @click.option("--device", type=DEVICE, default="auto", help="Where to decode the codes.")
-def preview(folder: Path, out: Path | None, model: str | None, samples: int, device: str) -> None:
+@click.option("--device-id", type=DEVICE_ID, metavar="N", default=0, help="Which Ascend, of several.")
+def preview(
+    folder: Path, out: Path | None, model: str | None, samples: int, device: str, device_id: int
+) -> None:
     """Write a page to look at DIR in a browser.
 
     Counts, token lengths, rejects, and a gallery of samples, drawn evenly from every task, source and split.
@@ -117,7 +120,7 @@ def preview(folder: Path, out: Path | None, model: str | None, samples: int, dev
     from shards.preview.page import write_preview
 
     if model:
-        use(device)
+        use(device, "float32", device_id, deterministic=True)
     page = out or folder / "preview.html"
     shown, rows = write_preview(folder, page, model, samples)
     click.echo(f"{page}: {shown:,} of {rows:,} samples, {page.stat().st_size / 1e6:.1f} MB")

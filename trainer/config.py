@@ -9,13 +9,24 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
 from janus.common.errors import UserError
-from janus.common.options import DEVICE, DTYPE, FILE, FOLDER, MODE, Names, option, option_fields, read_options
-from janus.device import check_dtype
+from janus.common.options import (
+    DEVICE,
+    DEVICE_ID,
+    DTYPE_OR_AUTO,
+    FILE,
+    FOLDER,
+    MODE,
+    Names,
+    option,
+    option_fields,
+    read_options,
+)
+from janus.device import check_dtype, use
 from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
 
@@ -63,6 +74,7 @@ _rule = partial(option, group="Optimizer", in_graph=True)
 _step = partial(option, group="Optimizer", in_graph=False)
 _run = partial(option, group="Run", in_graph=False)
 _compute = partial(option, group="Computation", in_graph=True)
+_place = partial(option, group="Computation", in_graph=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +149,17 @@ class TrainConfig:
     eval_samples: int = _run(32, "Validation samples per task; 0: no validation.", _COUNT)
     mode: str = _compute("graph", "Compiled graphs, or op by op: the same numbers up to rounding.", MODE)
     device: str = _compute("auto", "Where to compute.", DEVICE)
-    dtype: str = _compute("float32", "Compute type (bfloat16: Ascend only); weights stay float32.", DTYPE)
+    device_id: int = _place(0, "Which Ascend, where there are several.", DEVICE_ID)
+    dtype: str = _compute(
+        "auto",
+        "What products compute in; masters, moments and sums are float32.",
+        DTYPE_OR_AUTO,
+        shown="bfloat16 on Ascend, float32 on CPU, which has nothing else",
+    )
+    deterministic: bool = _place(
+        True,
+        "Ascend: sums keep their order, so that a resumed run repeats bits; slower. On CPU they always do.",
+    )
     gradient_checkpointing: bool = _compute(False, "Recompute activations: less memory, a third more time.")
 
     @property
@@ -148,6 +170,11 @@ class TrainConfig:
     @property
     def trained_parts(self) -> frozenset[str]:
         return trained_parts(self.stage, self.train_gen_embed)
+
+    def on_device(self) -> Self:
+        """With device and dtype resolved and in use from now on. Raises as `janus.device.use`."""
+        used = use(self.device, self.dtype, self.device_id, self.deterministic)
+        return replace(self, device=used.device, dtype=used.dtype)
 
     def asdict(self) -> dict[str, Any]:
         """Plain values for config.yaml; `resolve` takes them back."""
@@ -184,6 +211,7 @@ class EvalConfig:
     batch: int = option(8, "Samples at a time.", _SIZE)
     seed: int = option(0, "Seed of the drawn pictures.", _COUNT)
     device: str = option("auto", "Where to compute.", DEVICE)
+    device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:

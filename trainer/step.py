@@ -16,7 +16,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from janus import device
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
@@ -92,7 +91,7 @@ class TrainStep:
 
     def __init__(self, model: Janus, tasks: Mapping[str, Signature], config: TrainConfig) -> None:
         """Set the device. Graphs are kept for the next start on CPU alone."""
-        device.use(config.device, config.dtype)
+        config = config.on_device()
         self._config, self._sizes = config, model.config
         facts = {"options": config.in_graphs(), "network": asdict(model.config)}
         self.graphs = Graphs(facts, graph_folder() if config.device == "CPU" else None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.measures import etl, reader, start, step
+from bench.measures import baseline, etl, reader, start, step
 from bench.measures.results import Figure
 from bench.measures.session import Session
 
@@ -35,6 +35,7 @@ MEASUREMENTS = (
     Measurement(("etl-tokens",), _all(etl.tokens)),
     Measurement(("etl-memory",), _all(etl.memory)),
     Measurement(("start",), _all(start.second_start)),
+    Measurement(("baseline",), _all(baseline.beside_baseline)),
 )
 
 NAMES = tuple(row for measurement in MEASUREMENTS for row in measurement.rows)

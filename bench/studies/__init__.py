@@ -1,1 +1,1 @@
-"""What was asked once and can be asked again: full sizes, known mistakes, codecs. None is a row of the table."""
+"""What can be asked beside the table's rows: full sizes, known mistakes, codecs."""

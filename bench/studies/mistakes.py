@@ -1,4 +1,4 @@
-"""What the known mistakes cost: `python -m bench.studies.mistakes` trains with each, and without, and prints figures.
+"""What known mistakes cost: `python -m bench.studies.mistakes` trains with each, and without, and prints it.
 
 The product has no option for a mistake: each is a few lines here that change a step's data, its loss scales
 or its weights. All runs start from the same weights, on the embedded sample and `tiny`; a run without a

@@ -16,13 +16,14 @@ import click
 import yaml
 
 from janus.common.errors import UserError
-from janus.device import DEVICES
+from janus.device import DEVICES, DTYPES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FOLDER.name = "dir"  # as help shows it
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVICE = click.Choice(DEVICES)
-DTYPE = click.Choice(["float32", "bfloat16"])
+DEVICE_ID = click.IntRange(min=0)
+DTYPE, DTYPE_OR_AUTO = click.Choice(DTYPES[1:]), click.Choice(DTYPES)
 MODE = click.Choice(["graph", "pynative"])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _METAVARS = {click.IntRange: "N", click.FloatRange: "X"}

@@ -11,7 +11,7 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
-from janus.common.options import DEVICE, FILE, FOLDER, option
+from janus.common.options import DEVICE, DEVICE_ID, FILE, FOLDER, option
 from janus.generate.chat import Asked, read_chats
 from janus.generate.generate import Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture, vq_decoder
@@ -53,6 +53,7 @@ class Request:
     seed: int = option(0, "Seed; each picture and each prompt has draws of its own.", click.IntRange(min=0))
     batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
     device: str = option("auto", "Where to compute.", DEVICE)
+    device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
 
 
 def run(name: str, request: Request) -> None:
@@ -65,7 +66,7 @@ def run(name: str, request: Request) -> None:
             "example a run's checkpoints/step-NNNNNN"
         )
     tokenizer = JanusTokenizer(folder.path)
-    device.use(request.device)
+    device.use(request.device, device_id=request.device_id, deterministic=True)
     for draw, respond in ((False, _answer), (True, _draw)):
         if own := [one for one in asked if one.draw is draw]:
             respond(folder, tokenizer, request, own)

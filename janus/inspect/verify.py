@@ -6,7 +6,7 @@ A folder of cases holds `cases.safetensors` (inputs and expected values in float
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,13 @@ from janus.checkpoint.names import deepseek_name
 from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
 from janus.common.files import read_json
+from janus.inspect.bounds import MLP, Bounds, Check
 from janus.prompts import SIGNATURES, image_index
 from janus.tokens import IGNORE
 
-ABSOLUTE, LOSS, RELATIVE = 1e-4, 1e-5, 1e-3
-"""Tolerances: features, logits and latents; losses; gradients (of the norm)."""
 LAYOUTS = ("hf-format", "deepseek-format")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity: its largest difference from the reference, and the tolerance."""
-
-    name: str
-    difference: float  # NaN where there is nothing to compare
-    tolerance: float
+TASKS = ("text", "vqa", "t2i")
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -73,75 +65,112 @@ def open_cases(folder: Path) -> Cases:
     return Cases(arrays, read_json(folder / "cases.json", "expected a folder of reference cases"))
 
 
-def verify(folder: Path, mode: str, on: str) -> Iterator[tuple[str, Check]]:
-    """(layout, check) for every quantity of every layout in the folder. on: a value of `--device`."""
-    device.use(on)
-    compile_ = device.compiled if mode == "graph" else lambda function: function
-    cases = open_cases(folder)
+def verify(folder: Path, mode: str, used: device.Used) -> Iterator[tuple[str, str, Check]]:
+    """(layout, dtype, check) for every quantity of every layout in the folder, in every dtype of the device.
+
+    used: what `device.use` gave.
+    """
+    compile_, cases = device.compiler(mode), open_cases(folder)
     for layout in LAYOUTS:
-        if (folder / layout).is_dir():
-            opened = open_model(str(folder / layout))
-            model, vq = opened.build(), opened.build_vq(len(cases.arrays["image_uint8"]))
-            checks = [_part_checks(model, vq, cases.arrays, compile_)]
-            checks += [_task_checks(model, task, cases, compile_) for task in ("text", "vqa", "t2i")]
-            yield from ((layout, check) for part in checks for check in part)
+        if not (folder / layout).is_dir():
+            continue
+        opened = open_model(str(folder / layout))
+        vq = opened.build_vq(len(cases.arrays["image_uint8"]))
+        bounds = Bounds(opened.config, "float32")
+        yield from ((layout, "float32", check) for check in _vq_checks(vq, bounds, cases.arrays, compile_))
+        for dtype in device.dtypes(used.device):
+            model, bounds = opened.build(), Bounds(opened.config, dtype)
+            checks = [_part_checks(model, bounds, cases.arrays, compile_)]
+            checks += [_task_checks(model, task, cases, bounds, compile_) for task in TASKS]
+            yield from ((layout, dtype, check) for part in checks for check in part)
 
 
-def _part_checks(model: Any, vq: Any, arrays: dict[str, np.ndarray], compile_: Any) -> Iterator[Check]:
+def _vq_checks(vq: Any, bounds: Bounds, arrays: Arrays, compile_: Any) -> Iterator[Check]:
+    found = vq_values(vq, arrays, compile_)
+    for name in ("t2i.vq_latent", "t2i.vq_decoded"):
+        yield bounds.values(name, found[name], arrays[name], 0)
+    wrong = (found["t2i.image_tokens"] != arrays["t2i.image_tokens"]).sum()
+    yield Check("t2i.image_tokens that differ", float(wrong), 0.0)
+
+
+def _part_checks(model: Any, bounds: Bounds, arrays: Arrays, compile_: Any) -> Iterator[Check]:
+    for name, values in part_values(model, arrays, compile_).items():
+        roundings = 1 if name.startswith("t2i") else bounds.vision
+        after = 0 if name == "vqa.siglip_features" else MLP
+        yield bounds.values(name, values, arrays[name].reshape(values.shape), roundings + after)
+
+
+def _task_checks(model: Any, task: str, cases: Cases, bounds: Bounds, compile_: Any) -> Iterator[Check]:
+    expected = cases.arrays[f"{task}.logits"].reshape(-1, cases.arrays[f"{task}.logits"].shape[-1])
+    counted = cases.batch(task)[1]
+    everywhere = len(expected) == cases.arrays[f"{task}.input_ids"].size  # or of the states that count alone
+    states = np.flatnonzero(cases.arrays[f"{task}.attention_mask"]) if everywhere else counted
+    logits_NV, loss, gradients = task_values(model, task, cases, states.astype(np.int32), compile_)
+    yield bounds.values(
+        f"{task}.logits", logits_NV, expected[states] if everywhere else expected, bounds.logits(task)
+    )
+    counts = expected[counted] if everywhere else expected
+    yield bounds.loss(task, loss, cases.facts["losses"][task], counts)
+    yield bounds.norms(task, gradient_norms(gradients), cases.facts["grad_norms"][task])
+    by_old_name = {deepseek_name(name).name: gradient for name, gradient in gradients.items()}
+    prefix = f"{task}.grad."
+    for key in sorted(key for key in cases.arrays if key.startswith(prefix)):
+        yield bounds.gradient(task, key, by_old_name[key.removeprefix(prefix)], cases.arrays[key])
+
+
+def vq_values(vq: Any, arrays: Arrays, compile_: Any) -> Arrays:
+    """What the image tokenizer gives, float32 everywhere: latents, codes, decoded pictures (I, C, H, W)."""
     from mindspore import Tensor
 
-    pixels, codes = Tensor(arrays["image_uint8"]), Tensor(arrays["t2i.image_tokens"])
-    features = compile_(model.vision_model.construct)(pixels)
-    yield _absolute("vqa.siglip_features", features, arrays)
-    yield _absolute("vqa.aligned_features", compile_(model.aligner.construct)(features), arrays)
-    yield _absolute("t2i.gen_embeds", compile_(model.embed_codes.construct)(codes), arrays)
-    encoded, latent = compile_(vq.encode)(pixels)
-    yield _absolute("t2i.vq_latent", latent, arrays)
-    wrong = (encoded.asnumpy() != arrays["t2i.image_tokens"]).sum()
-    yield Check("t2i.image_tokens that differ", float(wrong), 0.0)
-    yield _absolute("t2i.vq_decoded", compile_(vq.decode)(codes), arrays)
+    codes, latent = compile_(vq.encode)(Tensor(arrays["image_uint8"]))
+    drawn = arrays.get("t2i.image_tokens", codes.asnumpy())
+    decoded = compile_(vq.decode)(Tensor(drawn)).asnumpy()
+    images, size = len(drawn), round(drawn.shape[1] ** 0.5)
+    latent_IHWE = latent.asnumpy().reshape(images, size, size, -1)
+    return {
+        "t2i.vq_latent": latent_IHWE.transpose(0, 3, 1, 2),
+        "t2i.vq_decoded": decoded.transpose(0, 3, 1, 2),
+        "t2i.image_tokens": codes.asnumpy(),
+    }
 
 
-def _task_checks(model: Any, task: str, cases: Cases, compile_: Any) -> Iterator[Check]:
+def part_values(model: Any, arrays: Arrays, compile_: Any) -> Arrays:
+    """What SigLIP, its aligner and the embedding of codes give."""
+    from mindspore import Tensor
+
+    features = compile_(model.vision_model.construct)(Tensor(arrays["image_uint8"]))
+    found = {
+        "vqa.siglip_features": features,
+        "vqa.aligned_features": compile_(model.aligner.construct)(features),
+        "t2i.gen_embeds": compile_(model.embed_codes.construct)(Tensor(arrays["t2i.image_tokens"])),
+    }
+    return {name: values.astype("float32").asnumpy() for name, values in found.items()}
+
+
+def task_values(
+    model: Any, task: str, cases: Cases, shown_N: np.ndarray, compile_: Any
+) -> tuple[np.ndarray, float, Arrays]:
+    """Logits of the states `shown_N`, mean loss, and its gradient by the names of the parameters."""
     import mindspore as ms
 
     from janus.model.loss import TaskLoss
 
-    loss, name = TaskLoss(model, SIGNATURES[task]), f"{task}.logits"
+    loss = TaskLoss(model, SIGNATURES[task])
     labels, states, *inputs = (ms.Tensor(array) for array in cases.batch(task))
-    expected, shown = cases.arrays[name].reshape(-1, cases.arrays[name].shape[-1]), states
-    if task != "t2i":  # for text and vqa the reference keeps the logits of every position
-        shown_N = np.flatnonzero(cases.arrays[f"{task}.attention_mask"])
-        expected, shown = expected[shown_N], ms.Tensor(shown_N.astype(np.int32))
-    yield _absolute(name, compile_(loss.logits)(shown, *inputs), {name: expected})
+    logits_NV = compile_(loss.logits)(ms.Tensor(shown_N), *inputs).asnumpy()
     parameters = list(loss.get_parameters())
     backward = compile_(ms.value_and_grad(loss, None, ms.ParameterTuple(parameters)))
     loss_sum, gradients = backward(labels, states, *inputs)
-    mean = float(loss_sum.asnumpy()) / len(labels)
-    yield Check(f"{task}.loss", abs(mean - cases.facts["losses"][task]), LOSS)
-    named = {p.name: g.asnumpy() / len(labels) for p, g in zip(parameters, gradients, strict=True)}
-    yield from _gradient_checks(task, named, cases)
+    count = labels.shape[0]
+    named = {
+        p.name: g.astype("float32").asnumpy() / count for p, g in zip(parameters, gradients, strict=True)
+    }
+    return logits_NV, float(loss_sum.asnumpy()) / count, named
 
 
-def _gradient_checks(task: str, named: dict[str, np.ndarray], cases: Cases) -> Iterator[Check]:
-    """By DeepSeek's names, where q, k and v are one tensor: all norms together, some gradients in full."""
+def gradient_norms(named: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The norm of each parameter's gradient, by DeepSeek's names, where q, k and v are one tensor."""
     squares: dict[str, float] = defaultdict(float)
     for name, gradient in named.items():
         squares[deepseek_name(name).name] += float(np.square(gradient.astype(np.float64)).sum())
-    expected = cases.facts["grad_norms"][task]
-    worst = float("nan")  # other parameters
-    if squares.keys() == expected.keys():
-        worst = max(abs(squares[name] ** 0.5 - norm) / norm for name, norm in expected.items())
-    yield Check(f"{task}.grad_norms (relative)", worst, RELATIVE)
-    by_old_name = {deepseek_name(name).name: gradient for name, gradient in named.items()}
-    prefix = f"{task}.grad."
-    for key in sorted(key for key in cases.arrays if key.startswith(prefix)):
-        exact = cases.arrays[key]
-        difference = np.linalg.norm(by_old_name[key.removeprefix(prefix)] - exact)
-        yield Check(f"{key} (relative)", float(difference / np.linalg.norm(exact)), RELATIVE)
-
-
-def _absolute(name: str, actual: Any, arrays: dict[str, np.ndarray]) -> Check:
-    expected = arrays[name].transpose(0, 2, 3, 1) if ".vq_" in name else arrays[name]  # torch's are NCHW
-    difference = np.abs(actual.asnumpy().reshape(expected.shape) - expected).max()
-    return Check(name, float(difference), ABSOLUTE)
+    return {name: square**0.5 for name, square in squares.items()}

@@ -74,6 +74,11 @@ class JanusConfig:
         """Tokens of one image, for understanding and for generation alike."""
         return self.vision.num_image_tokens
 
+    @property
+    def head_sizes(self) -> tuple[int, int]:
+        """Widths of an attention head: the Llama's, SigLIP's."""
+        return self.text.head_size, self.vision.hidden_size // self.vision.num_heads
+
 
 PRESETS = {
     "tiny": JanusConfig(

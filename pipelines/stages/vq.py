@@ -18,17 +18,18 @@ from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
 from janus.common.files import write_file
+from janus.device import use
 from pipelines.pool import Chunk, chunks_of
 from pipelines.stage import CODE_VERSION, fingerprint, require_stage, run_stage
 from pipelines.tables import CODE_SCHEMA, INDEX_ROWS, ImageRows, read_table, table_writer, write_table
 from shards.pictures import DRAWN
 
 
-def run(work: Path, model: str, device: str) -> dict[str, Any]:
+def run(work: Path, model: str, device: str, device_id: int) -> dict[str, Any]:
     """Encode every generation picture of the images stage; gives stage.json's content.
 
     model: as `janus.checkpoint.folder.open_model` takes it. Raises UserError if the images stage has not run,
-    or its pictures are not of the model's size. device: where the encoder computes.
+    or its pictures are not of the model's size. device, device_id: where the encoder computes.
     """
     images = require_stage("images", work)
     encoder: dict[str, Any] = {"encoder_sha256": None, "weights": None}
@@ -57,7 +58,7 @@ def run(work: Path, model: str, device: str) -> dict[str, Any]:
         chunks = []
         if folder:
             chunks = chunks_of(work / "images" / f"{DRAWN}.index.arrow", parts, "codes")
-            _encode_missing(chunks, rows, folder, device)
+            _encode_missing(chunks, rows, folder, (device, device_id))
         with table_writer(out / "codes.arrow", CODE_SCHEMA) as writer:
             for chunk in chunks:
                 writer.write_table(read_table(chunk.out))
@@ -68,15 +69,16 @@ def run(work: Path, model: str, device: str) -> dict[str, Any]:
     return done
 
 
-def _encode_missing(chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, device: str) -> None:
+def _encode_missing(
+    chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, where: tuple[str, int]
+) -> None:
     """Write the missing parts. A chunk is INDEX_ROWS pictures, a batch of the index."""
     missing = {chunk: chunk.read()["image_sha256"] for chunk in chunks if not _is_whole(chunk)}
     if not missing:
         return
-    from janus.device import use
     from janus.generate.pictures import vq_encoder
 
-    use(device)
+    use(where[0], "float32", where[1], deterministic=True)
     encode = vq_encoder(folder)
     left = sum(map(len, missing.values()))
     with track("vq", len(rows), "images", resumed=len(rows) - left) as advance:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 import pytest
-from commands import invoke
+from commands import invoke, python, refusal
 from runs import make_work
 
+from janus import device
 from janus.cli import main as janus
+from janus.common.errors import UserError
 from pipelines.cli import main as pipelines
 from shards.cli import main as shards
 from trainer.cli import main as trainer
@@ -49,3 +51,47 @@ def test_every_command_with_a_device_is_tested() -> None:
         if any("--device" in option.opts for option in entry.params if isinstance(option, click.Option))
     }
     assert computing == {tuple(command.split()[:2]) for command in COMMANDS}
+
+
+def test_a_device_id_is_for_an_ascend() -> None:
+    assert refusal(janus, "verify", ".", "--device-id", "3").startswith("Error: device_id: 3 ")
+    assert "-1 is not in the range" in refusal(janus, "verify", ".", "--device-id", "-1")
+
+
+def test_a_cann_that_mindspore_does_not_take_is_named(tmp_path: Path) -> None:
+    """MindSpore's own list of versions, and a folder as CANN's installer leaves it; nothing else is said."""
+    info = tmp_path / "compiler" / "version.info"
+    info.parent.mkdir()
+    for version, said in (
+        ("7.6.0", f"CANN 7.6.0 ({tmp_path}) is not for MindSpore"),
+        ("8.5.0", "cannot be used"),
+    ):
+        info.write_text(f"Version={version}\n")
+        command = ("-m", "janus", "verify", tmp_path, "--device", "Ascend")
+        (line,) = python(*command, code=2, ASCEND_HOME_PATH=tmp_path).stderr.splitlines()
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--device", "CPU", "--dtype", "bfloat16"), "dtype: bfloat16 has no kernels on CPU"),
+        (("--dtype", "bfloat16"), "dtype: bfloat16 has no kernels on CPU"),
+        (("--dtype", "float16"), "'float16' is not one of"),
+    ],
+)
+def test_a_dtype_that_the_device_cannot_is_refused(options: tuple[str, ...], named: str, work: Path) -> None:
+    arguments = ("train", "--model", "tiny", "--shards", work / "none", "--out", work / "new")
+    assert named in refusal(trainer, *arguments, *options)
+    assert not (work / "new").exists()
+
+
+def test_a_dtype_is_resolved_once_and_heads_are_checked_for_flash_attention_alone() -> None:
+    used = device.use("CPU", "auto")
+    assert used == ("CPU", "float32")
+    device.check_head_sizes([24, 1024], used)
+    device.check_head_sizes([16, 64, 128, 512], device.Used("Ascend", "bfloat16"))
+    device.check_head_sizes([24], device.Used("Ascend", "float32"))
+    for size in (24, 528):
+        with pytest.raises(UserError, match=f"heads are {size} wide.*multiples of 16 up to 512"):
+            device.check_head_sizes([64, size], device.Used("Ascend", "bfloat16"))

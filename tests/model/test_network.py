@@ -43,7 +43,7 @@ def test_verify_passes_on_the_reference_cases(mode: str, layout: str, tmp_path: 
     output = invoke(main, "verify", _reference(tmp_path, layout), "--mode", mode).output
     assert "all within tolerance" in output
     for quantity in ("text.loss", "vqa.siglip_features", "t2i.image_tokens that differ", "t2i.grad_norms"):
-        assert f"{layout:16} {quantity}" in output
+        assert f"| {layout} | float32 | {quantity}" in output
 
 
 @needs_shared

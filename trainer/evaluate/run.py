@@ -55,7 +55,7 @@ def evaluate(config: EvalConfig) -> Path:
     began = time.perf_counter()
     evaluation = _Evaluation(config)
     click.echo(f"model: {evaluation.folder.description}")
-    device.use(config.device)
+    device.use(config.device, device_id=config.device_id, deterministic=True)
     model = evaluation.folder.build()
     for task, samples in evaluation.samples.items():
         evaluation.add(task, samples, model)

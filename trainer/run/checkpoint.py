@@ -24,7 +24,7 @@ from trainer.stream.plan import PLAN_VERSION
 STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 SHAPES = "shapes"  # the fingerprint's field for the static shapes; `open_run` adds it
 FREE_TO_CHANGE = {"shards", "out", "steps", "save_every", "keep", "log_every", "eval_every"}
-FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard"}
+FREE_TO_CHANGE |= {"skip_nonfinite", "tensorboard", "device_id"}
 """Options that may differ on resume: they leave the numbers of a step alone. Mode and device round
 differently; a larger eval_samples enlarges the static shapes."""
 

@@ -3,17 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, hash_file, write_text
+from janus.device import Used, check_head_sizes
 from janus.model.janus import PARTS, Janus, part_of
 from janus.prompts import SIGNATURES
 from janus.tokens import JanusTokenizer
@@ -58,7 +58,7 @@ def open_run(
 
     lock: locks out other trainers until it closes. accepted: fields that may differ from the resumed run.
     """
-    config = replace(config, device=device.use(config.device, config.dtype))
+    config = config.on_device()
     out, checkpoint = named_folder(config, resume), None
     if out and resume:
         lock_folder(out, lock)
@@ -68,6 +68,7 @@ def open_run(
     shapes = checkpoint.kept_shapes(now, accepted) if checkpoint else {}
     tokenizer = JanusTokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
+    check_head_sizes(folder.config.head_sizes, Used(config.device, config.dtype))
     check_model(config.model, config.counts, folder, shards, tokenizer)
     feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), shapes)
     now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
