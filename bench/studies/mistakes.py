@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from bench.ascend.emulation.rounding import to_bfloat16
 from bench.measures.link import ROOT
 from bench.measures.workload import run as run_command
 from janus.common.files import write_text
@@ -115,13 +116,6 @@ def unprompted(batch: Batch, special: SpecialTokens) -> Batch:
     for sample in _samples(batch):
         ids_P[sample] = unconditional(ids_P[sample], special)
     return replace(batch, input_ids_P=ids_P)
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Finite float32 values rounded to the nearest bfloat16 (ties to even), as float32."""
-    bits = values.view(np.uint32)
-    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def lost_share(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from trainer_shards import TOKENS, make_model, make_trainable
 
+from bench.ascend.emulation.rounding import to_bfloat16
 from bench.studies import mistakes
-from bench.studies.mistakes import Bench, lost_share, mean_scales, to_bfloat16, with_empty_captions
+from bench.studies.mistakes import Bench, lost_share, mean_scales, with_empty_captions
 from janus.tokens import IGNORE
 
 

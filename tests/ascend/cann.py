@@ -1,0 +1,183 @@
+"""The operations of MindSpore that only CANN has kernels for, in NumPy, so that they run op by op on a CPU.
+
+Each has the signature of MindSpore's own, computes in float64 what its documentation says (the forms of
+`bench/ascend/emulation`, without rounding), and refuses what the documentation refuses. They stand in for
+third-party kernels: `janus/model/kernels/ascend.py` itself runs as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, mint, nn, ops
+
+from bench.ascend.emulation import forms
+from bench.ascend.emulation.rounding import EXACT
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class _Operation(nn.Cell):
+    """forward: arrays to the result. backward: the result's gradient to those of the arrays.
+
+    A Cell a call: what forward keeps for backward is the closure's.
+    """
+
+    def __init__(
+        self, forward: Callable[..., np.ndarray], backward: Callable[[np.ndarray], Arrays | np.ndarray]
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.forward, self.backward = forward, backward
+
+    def construct(self, *tensors: Tensor) -> Tensor:
+        return Tensor(self.forward(*map(_doubles, tensors)), tensors[0].dtype)
+
+    def bprop(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        *tensors, _, dout = arguments
+        gradients = self.backward(_doubles(dout))
+        if isinstance(gradients, np.ndarray):
+            gradients = (gradients,)
+        found = [Tensor(g, x.dtype) for g, x in zip(gradients, tensors, strict=False)]
+        return (*found, *(ops.zeros_like(x) for x in tensors[len(found) :]))
+
+
+def _doubles(x: Tensor) -> np.ndarray:
+    return x.asnumpy().astype(np.int64 if x.dtype in (ms.int32, ms.int64) else np.float64)
+
+
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, None]:
+    """`ops.rms_norm`; without its second result, the root."""
+    kept: Arrays = ()
+
+    def forward(x_PD: np.ndarray, weight_D: np.ndarray) -> np.ndarray:
+        nonlocal kept
+        y_PD, root_P1 = forms.rms_norm(EXACT, x_PD, weight_D, epsilon)
+        kept = x_PD, root_P1, weight_D
+        return y_PD
+
+    return _Operation(forward, lambda dy: forms.rms_norm_gradient(EXACT, dy, *kept))(x, gamma), None
+
+
+def swiglu(input: Tensor, dim: int = -1) -> Tensor:
+    """`ops.swiglu` over the last axis."""
+    _require(dim == -1, "dim -1")
+    both = _doubles(input)
+    return _Operation(
+        lambda both: forms.swiglu(EXACT, both), lambda dy: forms.swiglu_gradient(EXACT, dy, both)
+    )(input)
+
+
+def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+    """`mint.nn.functional.gelu`, the error-function form."""
+    _require(approximate == "none", "approximate none")
+    x = _doubles(input)
+    return _Operation(lambda x: forms.gelu(EXACT, x), lambda dy: forms.gelu_gradient(EXACT, dy, x))(input)
+
+
+def rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor, mode: int = 0) -> Tensor:
+    """`ops.rotary_position_embedding` of BSND, cos and sin (1, S, 1, D), whose own gradient is left at 0."""
+    _require(mode == 0, "mode 0")
+    batch, length, _, size = x.shape
+    _require(cos.shape == sin.shape == (1, length, 1, size), "angles (1, S, 1, D)")
+    _require(batch == 1 and size % 2 == 0 and size < 896, "one batch, even D below 896")
+    _require(x.dtype == cos.dtype == sin.dtype, "one dtype")
+    turns = [_doubles(angles)[0] for angles in (cos, sin)]
+    return _Operation(
+        lambda x, *_: forms.rotary(EXACT, x[0], *turns)[None],
+        lambda dy: forms.rotary_gradient(EXACT, dy[0], *turns)[None],
+    )(x, cos, sin)
+
+
+def flash_attention_score(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_num: int,
+    *,
+    attn_mask: Tensor | None = None,
+    actual_seq_qlen: Tensor | None = None,
+    actual_seq_kvlen: Tensor | None = None,
+    scalar_value: float = 1.0,
+    next_tokens: int = 2**31 - 1,
+    input_layout: str = "BSH",
+    sparse_mode: int = 0,
+) -> Tensor:
+    """`ops.flash_attention_score` of TND with causal segments, and of BSND without a mask."""
+    _require(query.shape == key.shape == value.shape, "as many keys as queries")
+    *_, heads, size = query.shape
+    _require(heads == head_num and size % 16 == 0 and size <= 512, "N = head_num; D a multiple of 16 to 512")
+    if input_layout == "TND":
+        _require(sparse_mode == 3 and next_tokens == 0, "sparse_mode 3, next_tokens 0")
+        mask = attn_mask.asnumpy()
+        _require(mask.dtype == np.uint8, "uint8 mask")
+        np.testing.assert_array_equal(mask, np.triu(np.ones((2048, 2048)), 1))
+        ends = _ends(actual_seq_qlen, query.shape[0])
+        np.testing.assert_array_equal(ends, _ends(actual_seq_kvlen, query.shape[0]))
+    else:
+        _require(input_layout == "BSND", "TND or BSND")
+        unused = attn_mask, actual_seq_qlen, actual_seq_kvlen
+        _require(unused == (None, None, None) and sparse_mode == 0, "BSND: no mask, no ends")
+        ends = np.cumsum([query.shape[1]] * query.shape[0])
+    rest = ends, scalar_value, input_layout == "TND"
+    kept: list[Any] = []
+
+    def forward(*arrays: np.ndarray) -> np.ndarray:
+        flat = [array.reshape(-1, heads, size) for array in arrays]
+        kept[:] = [tuple(flat), forms.attention(EXACT, tuple(flat), *rest)]
+        return kept[1][0].reshape(query.shape)
+
+    def backward(dout: np.ndarray) -> Arrays:
+        found = forms.attention_gradient(EXACT, dout.reshape(-1, heads, size), *kept, *rest)
+        return tuple(gradient.reshape(query.shape) for gradient in found)
+
+    return _Operation(forward, backward)(query, key, value)
+
+
+def _ends(ends: Tensor, tokens: int) -> np.ndarray:
+    """Ends that TND takes: int64, at most 1024, growing, none of a segment without tokens, the last T."""
+    array = ends.asnumpy()
+    _require(array.dtype == np.int64 and array.ndim == 1 and len(array) <= 1024, "int64 (B,), B up to 1024")
+    _require((np.diff(array, prepend=0) > 0).all() and array[-1] == tokens, "growing ends, the last T")
+    return array
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """`mint.nn.functional.cross_entropy`, the sum."""
+    _require(reduction == "sum", "the sum")
+    labels_N = target.asnumpy()
+    _require(((labels_N >= 0) | (labels_N == ignore_index)).all(), "labels, or ignore_index")
+    kept: list[np.ndarray] = []
+
+    def forward(logits_NV: np.ndarray, _: np.ndarray) -> np.ndarray:
+        loss, log_p_NV = forms.cross_entropy(EXACT, logits_NV, labels_N)
+        kept[:] = [log_p_NV]
+        return np.array(loss)
+
+    return _Operation(
+        forward, lambda dloss: forms.cross_entropy_gradient(EXACT, float(dloss), kept[0], labels_N)
+    )(input, target)
+
+
+def _require(met: bool, what: str) -> None:
+    if not met:
+        raise ValueError(f"CANN's documentation asks for {what}")
+
+
+REPLACED = {
+    ops: (rms_norm, swiglu, rotary_position_embedding, flash_attention_score),
+    mint.nn.functional: (gelu, cross_entropy),
+}
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Put them in the place of MindSpore's own, and the Ascend kernels in that of the CPU's."""
+    from janus.model import kernels
+
+    for module, functions in REPLACED.items():
+        for function in functions:
+            patch.setattr(module, function.__name__, function)
+    patch.setitem(kernels.BODIES, "CPU", "ascend")
