@@ -6,9 +6,19 @@ from typing import Any
 
 import click
 
-from janus.common.options import DEVICE, DEVICE_ID, FOLDER, MODE, Group, add_options
+from janus.common.errors import UserError
+from janus.common.options import (
+    DEVICE,
+    DEVICE_ID,
+    FOLDER,
+    MODE,
+    Group,
+    add_options,
+    option_fields,
+)
 from janus.generate.command import Request
 from janus.inspect.costs import Load
+from janus.inspect.projection import Card, Step
 
 
 @click.group(cls=Group)
@@ -42,13 +52,34 @@ def generate(model: str, **options: Any) -> None:
 @click.option(
     "--train-gen-embed/--no-train-gen-embed", default=True, help="Train the image embedding table too."
 )
+@click.option(
+    "--device",
+    type=click.Choice(["CPU", "Ascend"], case_sensitive=False),
+    default="CPU",
+    help="Ascend: project memory and time of a step there; not measured.",
+)
+@add_options(Step, only_given=True)
+@add_options(Card, only_given=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(model: str, train_gen_embed: bool, as_json: bool, **load: Any) -> None:
-    """Describe MODEL and the memory that training each stage needs. Reads no weights."""
-    from janus.checkpoint.folder import open_model
-    from janus.inspect.costs import describe, lines
+def info(model: str, train_gen_embed: bool, device: str, as_json: bool, **options: Any) -> None:
+    """Describe MODEL and the memory that training each stage needs. Reads no weights.
 
-    description = describe(open_model(model), Load(**load), train_gen_embed)
+    \b
+    janus info 1b --dtype bfloat16
+    janus info 7b --device Ascend --batch t2i:8x632 --batch vqa:2x660:5
+    """
+    from janus.checkpoint.folder import open_model
+    from janus.inspect import costs, projection
+
+    step, card = ({n: options.pop(n) for n in option_fields(cls) if n in options} for cls in (Step, Card))
+    folder, load = open_model(model), Load(**options).on(device)
+    if device == "Ascend":
+        lines = projection.lines
+        description = projection.project(folder.config, load, Step(**step), Card(**card), train_gen_embed)
+    elif step or card:
+        raise UserError(f"{next(iter(step | card))}: goes with --device Ascend alone")
+    else:
+        description, lines = costs.describe(folder, load, train_gen_embed), costs.lines
     for line in [json.dumps(description)] if as_json else lines(description):
         click.echo(line)
 

@@ -27,7 +27,7 @@ step runs one task at a time, so the largest counts. What the allocator adds is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,14 @@ class Load:
     rows: int = option(1, "Rows of a micro-batch.", click.IntRange(min=1))
     length: int = option(1024, "Tokens of a row.", click.IntRange(min=1))
     answer: int = option(128, "Supervised tokens of a text or vqa row.", click.IntRange(min=1))
-    dtype: str = option("float32", "What forward and backward compute in.", DTYPE)
+    dtype: str = option(
+        "auto", "What forward and backward compute in.", DTYPE, shown="float32, on Ascend bfloat16"
+    )
+
+    def on(self, device: str) -> Load:
+        """With the dtype that training on `device` has."""
+        usual = "bfloat16" if device == "Ascend" else "float32"
+        return replace(self, dtype=usual if self.dtype == "auto" else self.dtype)
 
     def work(self, config: JanusConfig, task: str) -> Work:
         """This load as a micro-batch of a task."""
@@ -91,7 +98,9 @@ def operations(config: JanusConfig, work: Work, trained: Collection[str]) -> int
     # Forward, gradient of the inputs, gradient of the weights: how many of the three the part takes. Every
     # stage trains the aligners, so gradients pass through all that follows them.
     passes = {part: 3 if part in trained else 1 if part == "siglip" else 2 for part in forward}
-    return sum(count * passes[part] for part, count in forward.items())
+    # Attention has no weights: its backward takes both gradients of its products, frozen or not.
+    frozen = 0 if "llama" in trained else attention_operations(config.text, work.spans)
+    return frozen + sum(count * passes[part] for part, count in forward.items())
 
 
 def transformer_operations(config: TextConfig | VisionConfig, positions: int, spans: Sequence[int]) -> int:
@@ -99,7 +108,12 @@ def transformer_operations(config: TextConfig | VisionConfig, positions: int, sp
     width, inner = config.hidden_size, config.intermediate_size
     products = 3 if isinstance(config, TextConfig) else 2
     linear = positions * (8 * width**2 + 2 * products * width * inner)
-    return config.num_layers * (linear + 4 * width * sum(span**2 for span in spans))
+    return config.num_layers * linear + attention_operations(config, spans)
+
+
+def attention_operations(config: TextConfig | VisionConfig, spans: Sequence[int]) -> int:
+    """Forward of the attention of all layers: its two products."""
+    return config.num_layers * 4 * config.hidden_size * sum(span**2 for span in spans)
 
 
 def activations(config: JanusConfig, work: Work, trained: Collection[str]) -> int:
