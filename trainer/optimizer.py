@@ -12,15 +12,27 @@ for the first step:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from janus import device
 from trainer.config import TrainConfig
 
-Buffers = Sequence[tuple[Parameter, Parameter]]  # trained weights, each with the sum of its gradients
+
+@dataclass(frozen=True)
+class Trained:
+    """A weight that is trained, the sum of its gradients, and its float32 value, which AdamW changes.
+
+    master is the weight itself where that is float32; else the weight is its rounded copy.
+    """
+
+    weight: Parameter
+    gradient: Parameter
+    master: Parameter
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -51,7 +63,11 @@ class AdamW:
     """Moments, step count, and the graph that applies the summed gradients and empties their buffers."""
 
     def __init__(
-        self, trained: Buffers, numbers: Parameter, config: TrainConfig, to_graph: Callable[..., Any]
+        self,
+        trained: Sequence[Trained],
+        numbers: Parameter,
+        config: TrainConfig,
+        to_graph: Callable[..., Any],
     ) -> None:
         self._config, self._step = config, 0
         update = _Update(trained, numbers, config)
@@ -79,11 +95,14 @@ class AdamW:
 class _Update(nn.Cell):
     """Clip, AdamW, empty the buffers; letters as in the formulas above."""
 
-    def __init__(self, trained: Buffers, numbers: Parameter, config: TrainConfig) -> None:
+    def __init__(self, trained: Sequence[Trained], numbers: Parameter, config: TrainConfig) -> None:
         super().__init__(auto_prefix=False)
-        weights, gradients = zip(*trained, strict=True)
-        self.p, self.g, self.numbers = ParameterTuple(weights), ParameterTuple(gradients), numbers
+        weights = [own.weight for own in trained]
+        self.p = ParameterTuple([own.master for own in trained])
+        self.g, self.numbers = ParameterTuple([own.gradient for own in trained]), numbers
         self.m, self.v = (ParameterTuple(zeros_like(weights, name)) for name in ("adam_m", "adam_v"))
+        self.weights = ParameterTuple(weights)
+        self.rounded = [own.weight is not own.master for own in trained]
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
         self.adamw = ops.AdamWeightDecay()
 
@@ -93,10 +112,14 @@ class _Update(nn.Cell):
             self.adamw(self.p[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps, decay, g)
             # Assigned zeros would be constants of the graph, one for every weight.
             ops.assign_sub(self.g[i], self.g[i])
+            if self.rounded[i]:
+                ops.assign(self.weights[i], self.p[i].astype(self.weights[i].dtype))
         return ops.assign_sub(self.numbers, self.numbers)
 
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:
     """Parameters `PREFIX.NAME` of zeros, float32, in the weights' shapes."""
-    zeros = {f"{prefix}.{w.name}": Tensor.from_numpy(np.zeros(w.shape, np.float32)) for w in weights}
-    return [Parameter(values, name=name, requires_grad=False) for name, values in zeros.items()]
+    return [
+        Parameter(device.zeros(w.shape, ms.float32), name=f"{prefix}.{w.name}", requires_grad=False)
+        for w in weights
+    ]

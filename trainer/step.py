@@ -20,11 +20,12 @@ from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
 from janus.model.kernels import body
+from janus.model.layers import lower, working_weights
 from janus.model.loss import TaskLoss, TokenScores
 from janus.prompts import TASKS, Signature
 from trainer.config import TrainConfig
 from trainer.evaluate.scores import Score, score_batch
-from trainer.optimizer import AdamW, zeros_like
+from trainer.optimizer import AdamW, Trained, zeros_like
 from trainer.stream.feed import StepData
 from trainer.stream.shapes import Batch
 
@@ -55,6 +56,8 @@ class _Accumulate(nn.Cell):
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss, self.numbers = loss, numbers
+        # Of its last layers a backward gives the gradients first. Added in that order, few live at a time.
+        weights.reverse()
         self.buffers = ParameterTuple([trained[p.name] for p in weights])
         self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[task]])
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)
@@ -66,7 +69,7 @@ class _Accumulate(nn.Cell):
     def construct(self, scale: Tensor, *arrays: Tensor) -> Tensor:
         (_, loss_sum), gradients = self.gradients(scale, *arrays)
         for i in range(len(self.buffers)):
-            ops.assign_add(self.buffers[i], gradients[i])
+            ops.assign_add(self.buffers[i], gradients[i].astype(self.buffers[i].dtype))
         return ops.assign_add(self.numbers, self.place * loss_sum)
 
 
@@ -86,6 +89,20 @@ class _Measure(nn.Cell):
         return self.numbers + self.norm_place * ops.sqrt(squares)
 
 
+class _Discard(nn.Cell):
+    """Empty the buffers, whatever they hold: NaN − NaN is NaN."""
+
+    def __init__(self, buffers: list[Parameter]) -> None:
+        super().__init__(auto_prefix=False)
+        self.buffers = ParameterTuple(buffers)
+
+    def construct(self, zero: Tensor) -> Tensor:
+        # Zeros of an argument: else they are constants of the graph, one for every weight.
+        for i in range(len(self.buffers)):
+            ops.assign(self.buffers[i], ops.broadcast_to(zero, self.buffers[i].shape))
+        return zero
+
+
 class TrainStep:
     """A network being trained: its graphs, gradient buffers and optimizer."""
 
@@ -98,14 +115,14 @@ class TrainStep:
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()
-        losses = {task: TaskLoss(model, signature, config.dtype) for task, signature in tasks.items()}
-        used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
-        weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
-        trained = list(zip(weights, zeros_like(weights, "gradient"), strict=True))
-        self.trained = {weight.name: gradient for weight, gradient in trained}
+        trained = self._trained(model, tasks, config)
+        losses = {task: TaskLoss(model, signature) for task, signature in tasks.items()}
+        self.trained = {own.weight.name: own.gradient for own in trained}
+        self.weights = {own.weight.name: own.master for own in trained}
         numbers = self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
         graph: Callable[..., Any] = self.graphs.compile if config.mode == "graph" else lambda cell, name: cell
         self.optimizer = AdamW(trained, numbers, config, graph)
+        self._discard = graph(_Discard([*self.trained.values(), numbers]), "discard")
         self._measure = graph(_Measure(list(self.trained.values()), numbers), "measure")
         self._evaluate = {t: graph(TokenScores(loss), f"evaluate {t}") for t, loss in losses.items()}
         self._accumulate = {
@@ -114,16 +131,31 @@ class TrainStep:
         }
         self._begin()
 
+    @staticmethod
+    def _trained(model: Janus, tasks: Mapping[str, Signature], config: TrainConfig) -> list[Trained]:
+        """What is trained, in the order of its use; lowers the model to `config.dtype`."""
+        losses = [TaskLoss(model, signature) for signature in tasks.values()]
+        used = {p.name: p for loss in losses for p in loss.get_parameters()}
+        weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
+        masters = {w.name: w for w in weights}
+        if config.dtype != "float32":
+            for w in working_weights(model):
+                if w.name in masters:
+                    value = Tensor(w.asnumpy())
+                    masters[w.name] = Parameter(value, name=f"master.{w.name}", requires_grad=False)
+            lower(model, config.dtype)
+        gradients = zeros_like(weights, "gradient")
+        return [Trained(w, gradient, masters[w.name]) for w, gradient in zip(weights, gradients, strict=True)]
+
     def _begin(self) -> None:
         self._supervised: Counter[str] = Counter()
         self._norm: float | None = None
 
     def flops(self, batch: Batch) -> int:
         """Floating-point operations of `accumulate`, by formula."""
-        spans = np.bincount(batch.segment_ids_BS.reshape(-1))[1:].tolist()  # samples may share a row
         arrays = batch.labels_N, batch.pixels_IHWC, batch.image_tokens_IT
         targets, understood, drawn = (0 if array is None else len(array) for array in arrays)
-        work = Work(batch.input_ids_P.size, spans, targets, understood, drawn)
+        work = Work(batch.input_ids_P.size, batch.lengths, targets, understood, drawn)
         return operations(self._sizes, work, self._config.trained_parts)
 
     def gradients(self, data: StepData) -> StepNumbers:
@@ -136,7 +168,7 @@ class TrainStep:
     def accumulate(self, task: str, batch: Batch, scale: float) -> None:
         """Add up the gradient of `scale` times one micro-batch's summed loss; does not wait."""
         self._supervised[task] += batch.supervised
-        self._accumulate[task](Tensor(np.float32(scale)), *map(Tensor, batch.inputs))
+        self._accumulate[task](Tensor(np.float32(scale)), *batch.tensors)
 
     def measure(self) -> StepNumbers:
         """Losses and gradient norm since the last step, for the caller to `apply` or `discard`; waits."""
@@ -154,8 +186,7 @@ class TrainStep:
 
     def discard(self) -> None:
         """Empty the buffers; weights, moments and step count stay."""
-        for p in (*self.trained.values(), self._numbers):
-            ops.assign(p, ops.zeros_like(p))
+        self._discard(Tensor(np.float32(0)))
         self._begin()
 
     def wait(self) -> None:

@@ -134,7 +134,11 @@ class _Training:
         self._log.sync()
         optimizer, state = self._network.optimizer.state(), replace(run.state, skipped=self._skips.steps)
         saved = save_checkpoint(
-            run.out, step, lambda to: run.folder.save(self._model, to, run.tokenizer), optimizer, state
+            run.out,
+            step,
+            lambda to: run.folder.save(self._network.weights, to, run.tokenizer),
+            optimizer,
+            state,
         )
         remove_old(run.out, run.config.keep, run.checkpoint.folder if run.checkpoint else None)
         self._log.say(f"saved {saved}")

@@ -72,8 +72,9 @@ class Ours:
         seconds, data = self.mixed(step), self.feed.step(step)
         batches = [batch for _, batch in data.batches]
         slots, heads = data.slots, sum(map(head_rows, batches))
-        lengths = [int(n) for batch in batches for n in np.bincount(batch.segment_ids_BS.reshape(-1))[1:]]
-        rows = [batch.segment_ids_BS.shape[1] for batch in batches for _ in batch.segment_ids_BS]
+        lengths = [length for batch in batches for length in batch.lengths]
+        shape = self.feed.shapes["text"]
+        rows = [shape.length] * shape.attention_rows * len(batches)
         text = self.folder.config.text
         return {
             "seconds": seconds,

@@ -41,6 +41,7 @@ def one_sample(task: str, config: JanusConfig) -> Batch:
         input_ids_P=random.integers(0, 1000, LENGTH + 1).astype(np.int32),
         position_ids_P=np.append(positions, 0).astype(np.int32),
         image_index_P=index if shown or drawn else None,
+        segment_ends_N=np.array([LENGTH, LENGTH + 1]),
         token_of_BS=np.append(positions, LENGTH).astype(np.int32)[None],
         slot_of_P=np.append(positions, LENGTH).astype(np.int32),
         segment_ids_BS=np.append(np.ones(LENGTH), 0).astype(np.int32)[None],

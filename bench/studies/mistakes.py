@@ -98,6 +98,8 @@ def with_empty_captions(batch: Batch, empty: np.ndarray, special: SpecialTokens)
     empty: the ids of such a sample. They stand at the end of the nulled sample's tokens, with positions of
     their own; what is left over at its beginning is a segment that nothing else sees.
     """
+    assert batch.slot_of_P is not None  # as on a CPU
+    assert batch.segment_ids_BS is not None
     ids_P, positions_P = batch.input_ids_P.copy(), batch.position_ids_P.copy()
     segments_BS = batch.segment_ids_BS.copy()
     for sample in _samples(batch):

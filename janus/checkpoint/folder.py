@@ -28,7 +28,7 @@ from janus.model.config import PRESETS, JanusConfig
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer
 
 if TYPE_CHECKING:
-    from mindspore import nn
+    from mindspore import Tensor
 
     from janus.model.janus import Janus
     from janus.model.vq import VQ
@@ -68,12 +68,15 @@ class ModelFolder:
         tensors = self.checkpoint.tensors
         return lambda name, shape, kind: tensors[name].finite_float32(name)
 
-    def build(self) -> Janus:
-        """The network that is trained, float32."""
+    def build(self, dtype: str = "float32") -> Janus:
+        """The network that is trained. dtype: of its `working_weights`; the others are float32."""
         from janus.model.janus import Janus
+        from janus.model.layers import lower
         from janus.model.weights import Weights
 
-        return Janus(Weights(self.source()), self.config)
+        model = Janus(Weights(self.source()), self.config)
+        lower(model, dtype)
+        return model
 
     def build_vq(self, images: int = 1) -> VQ:
         """The image tokenizer, float32, for `images` pictures a call."""
@@ -111,11 +114,16 @@ class ModelFolder:
             )
 
     def save(
-        self, model: nn.Cell | None, folder: Path, tokenizer: JanusTokenizer, source: Source | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        folder: Path,
+        tokenizer: JanusTokenizer,
+        source: Source | None = None,
     ) -> None:
         """Write a model folder of the transformers layout: config.json, tokenizer files and weights.
 
-        source: of what is not in `model`, such as the VQ tokenizer; this folder's if None. Read when written.
+        source: of what is not in `weights`, such as the VQ tokenizer; this folder's if None. Read when
+        written.
         """
         from janus.model.janus import visit_parameters
 
@@ -127,7 +135,7 @@ class ModelFolder:
             return np.zeros(1, np.float32)
 
         visit_parameters(self.config, record)
-        tensors |= {p.name: TensorToSave.of(p) for p in (model.get_parameters() if model is not None else ())}
+        tensors |= {name: TensorToSave.of(tensor) for name, tensor in weights.items()}
         _write(folder, to_transformers(self.config, vars(tokenizer.special)), tensors, tokenizer.folder)
 
 

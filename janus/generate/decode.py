@@ -14,13 +14,14 @@ the cache, D width, H heads, K head width, V classes, I images of H×W pixels.
 from collections.abc import Sequence
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from janus.model.janus import Janus, place_images
+from janus import device
+from janus.model.janus import Janus, PlaceImages
 from janus.model.kernels import body
-from janus.model.kernels.plain import MASKED
-from janus.model.layers import join_heads, split_heads
+from janus.model.kernels.plain import MASKED, join_heads, split_heads
 from janus.prompts import image_index
 from janus.tokens import SpecialTokens
 
@@ -35,8 +36,12 @@ class CachedLlama(nn.Cell):
         self.attention = body().Attention(config.head_size, masked=True)
         self.head = model.generation_head if draws else model.lm_head
         shape = (rows * config.num_heads * slots, config.head_size)
-        self.keys = ParameterTuple([_zeros(f"key_cache.{i}", shape) for i in range(config.num_layers)])
-        self.values = ParameterTuple([_zeros(f"value_cache.{i}", shape) for i in range(config.num_layers)])
+        self.keys = ParameterTuple(
+            [_zeros(f"key_cache.{i}", shape, model.dtype) for i in range(config.num_layers)]
+        )
+        self.values = ParameterTuple(
+            [_zeros(f"value_cache.{i}", shape, model.dtype) for i in range(config.num_layers)]
+        )
         self.first_slot_BH = Tensor(np.arange(rows * config.num_heads, dtype=np.int32) * slots)
 
     def construct(
@@ -67,8 +72,8 @@ class CachedLlama(nn.Cell):
         return self.head(self.llama.norm(states_BD)).astype("float32")
 
 
-def _zeros(name: str, shape: tuple[int, ...]) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+def _zeros(name: str, shape: tuple[int, ...], dtype: Any) -> Parameter:
+    return Parameter(device.zeros(shape, dtype), name=name, requires_grad=False)
 
 
 class Prefill(nn.Cell):
@@ -77,6 +82,7 @@ class Prefill(nn.Cell):
     def __init__(self, model: Janus, shows: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
         self.shows, self.cached, self.llama = shows, cached, model.language_model
+        self.dtype, self.place_images = model.dtype, PlaceImages()
         if shows:
             self.vision_model, self.aligner = model.vision_model, model.aligner
 
@@ -87,10 +93,10 @@ class Prefill(nn.Cell):
         """
         rows = self.cached.rows
         length = input_ids_P.shape[0] // rows
-        embeds_PD = self.llama.embed_tokens(input_ids_P)
+        embeds_PD = self.llama.embed_tokens(input_ids_P).astype(self.dtype)
         if self.shows:
-            embeds_PD = place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
-        positions_S = ops.arange(length).astype("int32")
+            embeds_PD = self.place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
+        positions_S = ops.arange(0, length, 1, dtype=ms.int32)
         slots_R = (self.cached.first_slot_BH.reshape(-1, 1) + positions_S.reshape(1, -1)).reshape(-1)
         hidden_SS = (positions_S.reshape(-1, 1) < positions_S.reshape(1, -1)).astype("float32") * MASKED
         mask_BHSS = ops.tile(hidden_SS.reshape(1, 1, length, length), (rows, self.cached.heads, 1, 1))
@@ -103,7 +109,7 @@ class Step(nn.Cell):
 
     def __init__(self, model: Janus, draws: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.cached = cached
+        self.cached, self.dtype = cached, model.dtype
         self.embed = model.embed_codes if draws else model.language_model.embed_tokens
         self.slot_numbers_1C = Tensor(np.arange(cached.slots, dtype=np.int32)[None])
 
@@ -114,7 +120,8 @@ class Step(nn.Cell):
         slots_R = self.cached.first_slot_BH + ops.tile(positions_B1, (1, heads)).reshape(-1)
         hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
         mask_BH1C = ops.tile(hidden_BC.reshape(rows, 1, 1, slots), (1, heads, 1, 1))
-        return self.cached.logits(self.cached(self.embed(tokens_B), positions_B, slots_R, mask_BH1C, False))
+        x_BD = self.embed(tokens_B).astype(self.dtype)
+        return self.cached.logits(self.cached(x_BD, positions_B, slots_R, mask_BH1C, False))
 
 
 class Decoder:

@@ -20,6 +20,7 @@ from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
 from janus.common.files import read_json
 from janus.inspect.bounds import MLP, Bounds, Check
+from janus.model.kernels import body
 from janus.prompts import SIGNATURES, image_index
 from janus.tokens import IGNORE
 
@@ -48,12 +49,19 @@ class Cases:
             next_BS[:, :-1] = self.arrays[f"{task}.labels"][:, 1:]
             states_N = np.flatnonzero(next_BS != IGNORE)
             labels_N = next_BS.reshape(-1)[states_N]
-        token_of_P = np.arange(input_ids_BS.size)
         batch = [labels_N, states_N, input_ids_BS.reshape(-1), positions_BS.reshape(-1)]
-        batch += [token_of_P.reshape(input_ids_BS.shape), token_of_P, segment_ids_BS]
-        batch = [array.astype(np.int32) for array in batch]
+        batch = [array.astype(np.int32) for array in batch] + _segments(segment_ids_BS)
         shown = self.arrays["image_uint8" if task == "vqa" else "t2i.image_tokens"]
         return batch if task == "text" else [*batch, index_P, shown]
+
+
+def _segments(mask_BS: np.ndarray) -> list[np.ndarray]:
+    """What keeps rows and their padding apart, as the kernels take it."""
+    token_of_P = np.arange(mask_BS.size, dtype=np.int32)
+    if body().SLOTS:
+        return [token_of_P.reshape(mask_BS.shape), token_of_P, mask_BS]
+    part_P = (mask_BS + 2 * np.arange(len(mask_BS))[:, None]).reshape(-1)
+    return [np.flatnonzero(np.diff(part_P, append=-1)) + 1]
 
 
 def open_cases(folder: Path) -> Cases:

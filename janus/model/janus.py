@@ -4,10 +4,14 @@ Shapes: P flat tokens, I images, T tokens of an image, M = I·T, D width, V voca
 N supervised positions.
 """
 
+from typing import Any
+
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from janus.model.config import JanusConfig
+from janus.model.kernels import body
 from janus.model.layers import Embedding, Linear, Mlp
 from janus.model.llama import Llama
 from janus.model.siglip import Siglip
@@ -37,7 +41,7 @@ def _aligner(weights: Weights, inputs: int, width: int) -> Mlp:
 
 
 class CodeEmbedding(nn.Cell):
-    """VQ codes of pictures to draw, in any shape, brought to the Llama's width: (M, D) in `dtype`."""
+    """VQ codes of pictures to draw, in any shape, brought to the Llama's width, (M, D)."""
 
     def __init__(self, weights: Weights, config: JanusConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -45,8 +49,8 @@ class CodeEmbedding(nn.Cell):
         self.table = Embedding(weights / "generation_embeddings", codes, code_width, repeats=True)
         self.aligner = _aligner(weights / "generation_aligner", code_width, config.text.hidden_size)
 
-    def construct(self, codes: Tensor, dtype: str = "float32") -> Tensor:
-        return self.aligner(self.table(codes.reshape(-1)).astype(dtype))
+    def construct(self, codes: Tensor) -> Tensor:
+        return self.aligner(self.table(codes.reshape(-1)).astype(self.aligner.first.weight.dtype))
 
 
 class Janus(nn.Cell):
@@ -66,12 +70,24 @@ class Janus(nn.Cell):
         codes = config.vq.num_embeddings
         self.generation_head = Mlp(head / "proj_out", head / "vision_head", width, width, codes)
 
+    @property
+    def dtype(self) -> Any:
+        """MindSpore's type of the `working_weights`, and so of the activations."""
+        return self.lm_head.weight.dtype
 
-def place_images(text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> Tensor:
+
+class PlaceImages(nn.Cell):
     """Embeddings (P, D): images where `image_index_P` counts them from 1, text where it is 0."""
-    tokens = text_PD.shape[0]
-    source_P = ops.where(image_index_P > 0, image_index_P + (tokens - 1), ops.arange(tokens))
-    return ops.gather(ops.concat((text_PD, images_MD), 0), source_P, 0)
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.take = body().TakeRows()
+
+    def construct(self, text_PD: Tensor, images_MD: Tensor, image_index_P: Tensor) -> Tensor:
+        tokens = text_PD.shape[0]
+        order_P = ops.arange(0, tokens, 1, dtype=ms.int32)
+        source_P = ops.where(image_index_P > 0, image_index_P + (tokens - 1), order_P)
+        return self.take(ops.concat((text_PD, images_MD), 0), source_P)
 
 
 def visit_parameters(config: JanusConfig, source: Source) -> None:

@@ -1,15 +1,15 @@
 """Layers that hold parameters; what they compute is the kernels' (`janus/model/kernels`).
 
-Weights are float32; products run in the dtype of the activations they meet, norms in float32. Where all is
-float32 the casts are nothing.
+All of a layer is of one dtype: its activations', which are of the dtype of `working_weights`. Tables stay
+float32, so that the gradients of a row that is read often are added up in float32.
 
-Shapes: P flat positions, D width, B rows, H heads, S slots, K head width, F outputs, V rows of a table,
-E width of an embedding.
+Shapes: P flat positions, D width, F outputs, V rows of a table, E width of an embedding.
 """
 
 from typing import Any
 
-from mindspore import Tensor, mint, nn, ops
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
 
 from janus.model.kernels import body
 from janus.model.weights import Weights
@@ -27,8 +27,8 @@ class Linear(nn.Cell):
         self.add_bias = body().AddBias()
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        y_PF = matmul_transposed(x_PD, self.weight.astype(x_PD.dtype))
-        return y_PF if self.bias is None else self.add_bias(y_PF, self.bias.astype(x_PD.dtype))
+        y_PF = matmul_transposed(x_PD, self.weight)
+        return y_PF if self.bias is None else self.add_bias(y_PF, self.bias)
 
 
 class Mlp(nn.Cell):
@@ -56,7 +56,7 @@ class Embedding(nn.Cell):
 
 
 class Affine(nn.Cell):
-    """A kernel of x, a weight and a bias, in float32; the result in the dtype of x."""
+    """A kernel of x, a weight and a bias."""
 
     def __init__(self, weights: Weights, shape: tuple[int, ...], kind: str, kernel: Any) -> None:
         super().__init__(auto_prefix=False)
@@ -65,7 +65,7 @@ class Affine(nn.Cell):
         self.kernel = kernel
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        return self.kernel(x_PD.astype("float32"), self.weight, self.bias).astype(x_PD.dtype)
+        return self.kernel(x_PD, self.weight, self.bias)
 
 
 class LayerNorm(Affine):
@@ -76,7 +76,7 @@ class LayerNorm(Affine):
 
 
 class RMSNorm(nn.Cell):
-    """Root-mean-square normalisation over the last axis of (P, D), in the dtype of x."""
+    """Root-mean-square normalisation over the last axis of (P, D)."""
 
     def __init__(self, weights: Weights, width: int, eps: float) -> None:
         super().__init__(auto_prefix=False)
@@ -84,18 +84,18 @@ class RMSNorm(nn.Cell):
         self.norm = body().RMSNorm(eps)
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        return self.norm(x_PD.astype("float32"), self.weight).astype(x_PD.dtype)
+        return self.norm(x_PD, self.weight)
 
 
-def split_heads(x_PD: Tensor, rows: int, heads: int) -> Tensor:
-    """(B·S, H·K) to (B, H, S, K).
+def working_weights(network: nn.Cell) -> list[Parameter]:
+    """The weights that products and norms take, which may be of a shorter dtype than float32."""
+    kinds = (Linear, RMSNorm, LayerNorm)
+    layers = [cell for _, cell in network.cells_and_names() if isinstance(cell, kinds)]
+    return [parameter for layer in layers for parameter in layer.get_parameters(expand=False)]
 
-    `mint.permute`: on CPU, what `transpose` reads and writes stays in memory until the graph ends.
-    """
-    return mint.permute(x_PD.reshape(rows, -1, heads, x_PD.shape[-1] // heads), (0, 2, 1, 3))
 
-
-def join_heads(x_BHSK: Tensor) -> Tensor:
-    """(B, H, S, K) to (B·S, H·K)."""
-    rows, heads, length, head_size = x_BHSK.shape
-    return mint.permute(x_BHSK, (0, 2, 1, 3)).reshape(rows * length, heads * head_size)
+def lower(network: nn.Cell, dtype: str) -> None:
+    """Round the `working_weights` to `dtype`, float32 or bfloat16."""
+    if dtype != "float32":
+        for parameter in working_weights(network):
+            parameter.set_dtype(getattr(ms, dtype))

@@ -86,13 +86,10 @@ class Llama(nn.Cell):
         self.norm = RMSNorm(weights / "norm", config.hidden_size, config.rms_norm_eps)
         self.scale = config.head_size**-0.5
 
-    def construct(self, x_PD: Tensor, position_ids_P: Tensor, *slots: Tensor) -> Tensor:
-        """slots: `token_of_BS`, the flat token in each; `slot_of_P`, 0 … B·S − 1; `segment_ids_BS`.
-
-        What stands for nothing (padding tokens, empty slots) is mapped onto each other and carries segment 0.
-        """
+    def construct(self, x_PD: Tensor, position_ids_P: Tensor, *segments: Tensor) -> Tensor:
+        """segments: what keeps samples apart, as the kernels' `SLOTS` has it; see `Batch`."""
         angles = self.angles(position_ids_P, x_PD.dtype)
-        places = self.layers[0].self_attn.attention.places(*slots)
+        places = self.layers[0].self_attn.attention.places(x_PD.shape[0], *segments)
         for layer in self.layers:
             x_PD = layer(x_PD, angles, places)
         return self.norm(x_PD)

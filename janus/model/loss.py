@@ -10,17 +10,19 @@ classes, N states that predict (static; unused ones carry a negative label).
 
 from mindspore import Tensor, nn, ops
 
-from janus.model.janus import Janus, place_images
+from janus.model.janus import Janus, PlaceImages
 from janus.model.kernels import body
 from janus.prompts import Signature
 
 
 class TaskLoss(nn.Cell):
-    """The summed loss of micro-batches of one signature. dtype: what products are computed in."""
+    """The summed loss of micro-batches of one signature."""
 
-    def __init__(self, model: Janus, signature: Signature, dtype: str = "float32") -> None:
+    def __init__(self, model: Janus, signature: Signature) -> None:
         super().__init__(auto_prefix=False)
-        self.signature, self.dtype = signature, dtype
+        self.signature, self.dtype = signature, model.dtype
+        self.take_states, self.place_images = body().TakeRows(), PlaceImages()
+        self.segments = 3 if body().SLOTS else 1
         self.targets = 2 * (signature.text + signature.drawn)
         self.language_model = model.language_model
         if signature.understood:
@@ -55,30 +57,28 @@ class TaskLoss(nn.Cell):
         self,
         input_ids_P: Tensor,
         position_ids_P: Tensor,
-        token_of_BS: Tensor,
-        slot_of_P: Tensor,
-        segment_ids_BS: Tensor,
-        *images: Tensor,
+        *others: Tensor,
     ) -> Tensor:
-        """Last hidden states (P, D); `Llama.construct` has the first arrays.
+        """Last hidden states (P, D).
 
-        images: nothing for text; else `image_index_P`, then `pixels_IHWC` of the understood and
-        `image_tokens_IT` of the drawn pictures.
+        others: the segments, as `Llama.construct` takes them; then nothing for text, else `image_index_P`,
+        `pixels_IHWC` of the understood and `image_tokens_IT` of the drawn pictures.
         """
+        segments, images = others[: self.segments], others[self.segments :]
         embeds_PD = self.language_model.embed_tokens(input_ids_P).astype(self.dtype)
         if self.signature.understood and self.signature.drawn:
-            shown_MD = self.aligner(self.vision_model(images[1], self.dtype))
-            both_MD = ops.concat((shown_MD, self.embed_codes(images[2], self.dtype)), 0)
-            embeds_PD = place_images(embeds_PD, both_MD, images[0])
+            shown_MD = self.aligner(self.vision_model(images[1]))
+            both_MD = ops.concat((shown_MD, self.embed_codes(images[2])), 0)
+            embeds_PD = self.place_images(embeds_PD, both_MD, images[0])
         elif self.signature.understood:
-            shown_MD = self.aligner(self.vision_model(images[1], self.dtype))
-            embeds_PD = place_images(embeds_PD, shown_MD, images[0])
+            shown_MD = self.aligner(self.vision_model(images[1]))
+            embeds_PD = self.place_images(embeds_PD, shown_MD, images[0])
         elif self.signature.drawn:
-            embeds_PD = place_images(embeds_PD, self.embed_codes(images[1], self.dtype), images[0])
-        return self.language_model(embeds_PD, position_ids_P, token_of_BS, slot_of_P, segment_ids_BS)
+            embeds_PD = self.place_images(embeds_PD, self.embed_codes(images[1]), images[0])
+        return self.language_model(embeds_PD, position_ids_P, *segments)
 
     def _logits(self, head: nn.Cell, hidden_PD: Tensor, state_rows_N: Tensor) -> Tensor:
-        return head(ops.gather(hidden_PD, state_rows_N, 0)).astype("float32")
+        return head(self.take_states(hidden_PD, state_rows_N)).astype("float32")
 
     def scores(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         """For each kind of target −log p(label) and likeliest class, (N,) each, text before images."""

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.config import VisionConfig
 from janus.model.kernels import body
-from janus.model.layers import LayerNorm, Linear, Mlp, join_heads, split_heads
+from janus.model.layers import LayerNorm, Linear, Mlp
 from janus.model.weights import Weights
 
 
@@ -16,20 +16,16 @@ class VisionAttention(nn.Cell):
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__(auto_prefix=False)
-        width, self.heads = config.hidden_size, config.num_heads
+        width, heads = config.hidden_size, config.num_heads
         self.q_proj = Linear(weights / "q_proj", width, width)
         self.k_proj = Linear(weights / "k_proj", width, width)
         self.v_proj = Linear(weights / "v_proj", width, width)
         self.projection_layer = Linear(weights / "projection_layer", width, width)
-        self.scale = (width // self.heads) ** -0.5
-        self.attention = body().Attention(width // self.heads, masked=False)
-        self.no_mask = Tensor(0.0)
+        self.attention = body().PictureAttention(heads, width // heads)
 
     def construct(self, x_MD: Tensor, images: int) -> Tensor:
-        q_IHTK = split_heads(self.q_proj(x_MD) * self.scale, images, self.heads)
-        k_IHTK = split_heads(self.k_proj(x_MD), images, self.heads)
-        v_IHTK = split_heads(self.v_proj(x_MD), images, self.heads)
-        return self.projection_layer(join_heads(self.attention(q_IHTK, k_IHTK, v_IHTK, self.no_mask)))
+        q_MD, k_MD, v_MD = self.q_proj(x_MD), self.k_proj(x_MD), self.v_proj(x_MD)
+        return self.projection_layer(self.attention(q_MD, k_MD, v_MD, images))
 
 
 class VisionLayer(nn.Cell):
@@ -49,7 +45,7 @@ class VisionLayer(nn.Cell):
 
 
 class Siglip(nn.Cell):
-    """Features (M, D) of uint8 pictures, computed in `dtype`; with the final norm, without pooling."""
+    """Features (M, D) of uint8 pictures, with the final norm, without pooling."""
 
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__(auto_prefix=False)
@@ -64,7 +60,7 @@ class Siglip(nn.Cell):
         self.post_layernorm = LayerNorm(weights / "post_layernorm", width, config.layer_norm_eps)
         self.patch, self.add_bias = patch, body().AddBias()
 
-    def construct(self, pixels_IHWC: Tensor, dtype: str = "float32") -> Tensor:
+    def construct(self, pixels_IHWC: Tensor) -> Tensor:
         images, side, _, channels = pixels_IHWC.shape
         n, p = side // self.patch, self.patch
         # A convolution whose stride is its size is one matrix product over cut-out patches.
@@ -72,7 +68,7 @@ class Siglip(nn.Cell):
         kernel = self.patch_weight.reshape(self.patch_weight.shape[0], -1)
         x_MD = ops.matmul(cut.reshape(images * n * n, channels * p * p), kernel.transpose(1, 0))
         x_MD = self.add_bias(x_MD, self.patch_bias) + ops.tile(self.position_TD, (images, 1))
-        x_MD = x_MD.astype(dtype)
+        x_MD = x_MD.astype(self.post_layernorm.weight.dtype)
         for layer in self.layers:
             x_MD = layer(x_MD, images)
         return self.post_layernorm(x_MD)

@@ -40,7 +40,7 @@ def write_model(folder: Path, tokenizer: Path) -> None:
             return random(name, shape, kind)
         return (ends[part].reshape(shape) if part in ends else _passing(part, shape)).astype(np.float32)
 
-    model.save(None, folder, JanusTokenizer(tokenizer), source)
+    model.save({}, folder, JanusTokenizer(tokenizer), source)
 
 
 def _ends(config: VQConfig) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from janus.model.janus import place_images
+from janus.model.janus import PlaceImages
 from janus.model.kernels.cpu import CrossEntropy, SumOfSquares
 from janus.model.kernels.cpu_gradients import AddBias, column_sum, row_sum
 from janus.model.layers import Embedding, LayerNorm, RMSNorm
@@ -102,7 +102,8 @@ def test_token_slots_that_an_image_fills_give_their_token_no_gradient() -> None:
     """The image token repeats thousands of times; its rows add zeros to the embedding's gradient."""
     text_PD, images_MD = Tensor(np.ones((5, 2), np.float32)), Tensor(np.ones((3, 2), np.float32))
     index_P = Tensor(np.array([0, 1, 2, 3, 0], np.int32))
-    gradient_PD = ms.grad(lambda text_PD: place_images(text_PD, images_MD, index_P).sum())(text_PD)
+    place = PlaceImages()
+    gradient_PD = ms.grad(lambda text_PD: place(text_PD, images_MD, index_P).sum())(text_PD)
     np.testing.assert_array_equal(gradient_PD.asnumpy()[:, 0], [1, 0, 0, 0, 1])
 
 

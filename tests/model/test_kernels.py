@@ -15,7 +15,7 @@ from trainer_shards import CONFIG, token_slots
 
 from janus.checkpoint.folder import open_model
 from janus.model import kernels
-from janus.model.kernels import cpu, cpu_gradients, plain
+from janus.model.kernels import ascend, cpu, cpu_gradients, plain
 from janus.model.loss import TaskLoss
 from janus.prompts import SIGNATURES
 
@@ -55,11 +55,23 @@ class _Segments(nn.Cell):
 
     def __init__(self, body: object) -> None:
         super().__init__(auto_prefix=False)
-        self.arrays = tuple(map(Tensor, token_slots([4, 3, 5], rows=2, length=8, tokens=13)[1:]))
+        slots = tuple(map(Tensor, token_slots([4, 3, 5], rows=2, length=8, tokens=13)[1:]))
+        self.arrays = slots if body.SLOTS else (Tensor(np.array([4, 7, 12, 13])),)
         self.attention = body.SegmentAttention(heads=2, head_size=4)
 
     def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor) -> Tensor:
-        return self.attention(q_PD, k_PD, v_PD, self.attention.places(*self.arrays))[:12]
+        return self.attention(q_PD, k_PD, v_PD, self.attention.places(13, *self.arrays))[:12]
+
+
+class _Pictures(nn.Cell):
+    """Attention in two pictures of six patches."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__(auto_prefix=False)
+        self.attention = body.PictureAttention(heads=2, head_size=4)
+
+    def construct(self, q_MD: Tensor, k_MD: Tensor, v_MD: Tensor) -> Tensor:
+        return self.attention(q_MD, k_MD, v_MD, 2)
 
 
 def _made(name: str, *settings: object) -> Callable[[object], nn.Cell]:
@@ -75,6 +87,7 @@ CASES = {
         for kind, n in ROWS.items()
     },
     **{f"rms norm{kind}": (_made("RMSNorm", 1e-6), _random((n, 16), 16), 2) for kind, n in ROWS.items()},
+    "take rows": (_made("TakeRows"), (*_random((6, 4)), _integers(5, 0, 2)), 1),
     "embed": (_made("Embed"), (*_random((6, 4)), _integers(1, 1, 5, 0)), 1),
     "embed, repeats": (_made("Embed", True), (*_random((6, 4)), _integers(*np.arange(1100) % 6)), 1),
     "swiglu": (_made("SwiGLU"), _random((5, 8), (5, 8)), 2),
@@ -84,6 +97,7 @@ CASES = {
     "sum of squares": (_made("SumOfSquares"), _random((7, 11)), 1),
     "rotary": (_Turned, _random((9, 16)), 1),
     "attention": (_made("Attention", 8, True), _random(*[(2, 3, 6, 8)] * 3, (2, 3, 6, 6)), 3),
+    "attention over pictures": (_Pictures, _random(*[(12, 8)] * 3), 3),
     "attention over segments": (_Segments, _random(*[(13, 8)] * 3), 3),
     "group norm": (_made("GroupNorm", *IMAGES, 64, 32, 1e-6), _random((72, 64), 64, 64), 0),
     **{
@@ -132,11 +146,12 @@ def test_fast_form_has_value_and_gradients_of_the_plain_one(name: str) -> None:
         _assert_close(ours, theirs, max(len(argument) for argument in arguments))
 
 
-def test_both_bodies_have_the_same_kernels() -> None:
-    ours, theirs = (
-        {name for name, value in vars(body).items() if isinstance(value, type)} for body in (cpu, plain)
+def test_all_bodies_have_the_same_kernels() -> None:
+    fast, ours, theirs = (
+        {name for name, value in vars(body).items() if isinstance(value, type)}
+        for body in (cpu, ascend, plain)
     )
-    assert ours == theirs > {"RMSNorm", "Conv3x3"}
+    assert fast == ours == theirs > {"RMSNorm", "Conv3x3"}
 
 
 @pytest.mark.parametrize("body", [plain, cpu])
@@ -150,13 +165,12 @@ def test_gelu_is_the_error_function_form(body: object) -> None:
 def test_the_whole_network_computes_the_same_with_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.random.default_rng(0).integers(0, 1000, 12).astype(np.int32)
     at = np.arange(12, dtype=np.int32)
-    inputs = [at, ids, at, at[None], at, np.ones((1, 12), np.int32)]
+    slots, ends = [at[None], at, np.ones((1, 12), np.int32)], [np.array([12])]
     logits = []
-    for name in ("cpu", "plain"):
+    for name, segments in {"cpu": slots, "plain": ends}.items():
         monkeypatch.setitem(kernels.BODIES, "CPU", name)
-        logits.append(
-            TaskLoss(open_model("tiny").build(), SIGNATURES["text"]).logits(*map(Tensor, inputs)).asnumpy()
-        )
+        loss = TaskLoss(open_model("tiny").build(), SIGNATURES["text"])
+        logits.append(loss.logits(*map(Tensor, [at, ids, at, *segments])).asnumpy())
     # The widest product has 256 terms; twelve are one behind the other in two layers.
     np.testing.assert_allclose(*logits, rtol=0, atol=rounding_bound(logits[1], 256, 12))
 

@@ -52,7 +52,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     else:
         pytest.skip(f"{GOLDEN} is not there")
     model = source.build()
-    source.save(model, folder / "saved", tokenizer)
+    source.save({p.name: p for p in model.get_parameters()}, folder / "saved", tokenizer)
     return source, model, folder / "saved", tokenizer
 
 

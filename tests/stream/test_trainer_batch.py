@@ -146,6 +146,8 @@ def _plainly(samples: list[Sample], shape: BatchShape) -> dict[str, np.ndarray]:
     rows_N, slots_N = pack(lengths, shape.attention_rows)
     grid, codes = (shape.attention_rows, shape.length), shape.drawn * TOKENS
     arrays = {"position_ids_P": np.zeros(shape.tokens), "input_ids_P": np.full(shape.tokens, SPECIAL.pad)}
+    ends = np.cumsum([len(sample.input_ids) for sample in samples] + [1] * (shape.samples - len(samples)))
+    arrays["segment_ends_N"] = np.append(ends, shape.tokens)
     arrays |= {"segment_ids_BS": np.zeros(grid), "token_of_BS": np.full(grid, shape.tokens - 1)}
     arrays |= {"slot_of_P": np.full(shape.tokens, shape.attention_rows * shape.length - 1)}
     if shape.states:
@@ -196,10 +198,14 @@ def test_calls_are_those_made_plainly(task_samples: tuple[str, list[Sample]], co
         plain = _plainly(call, shape)
         given_ = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
         assert given_.keys() == plain.keys()
-        assert len(batch.inputs) == len(plain)
+        assert len(batch.inputs) == len(plain) - 1  # slots or ends
         for name, array in plain.items():
             np.testing.assert_array_equal(given_[name], array, err_msg=name)
-            assert given_[name].dtype == (np.uint8 if name == "pixels_IHWC" else np.int32)
+            kinds = {"pixels_IHWC": np.uint8, "segment_ends_N": np.int64}
+            assert given_[name].dtype == kinds.get(name, np.int32)
+        # As flash attention takes them: no segment is empty, the last ends with the tokens.
+        assert np.diff(batch.segment_ends_N, prepend=0).min() > 0
+        assert batch.lengths == [len(sample.input_ids) for sample in call]
         # Padding points at the last token and the last slot: neither is real, so it belongs to no sample.
         assert batch.tokens < shape.tokens
         assert batch.segment_ids_BS[-1, -1] == 0

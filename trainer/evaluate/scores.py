@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor
 
 from janus.common.graph_cache import network_graphs
 from janus.model.janus import Janus
+from janus.model.kernels import body
 from janus.model.loss import TaskLoss, TokenScores
 from janus.prompts import IMAGE, TEXT
 from janus.tokens import SpecialTokens
@@ -46,7 +46,7 @@ def score_batch(
     token_scores: a task's `TokenScores`, compiled or not. targets: how many of text and of images each sample
     has.
     """
-    arrays = [tensor.asnumpy() for tensor in token_scores(*map(Tensor, batch.inputs))]
+    arrays = [tensor.asnumpy() for tensor in token_scores(*batch.tensors)]
     labels = {TEXT: batch.labels_N, IMAGE: batch.image_labels_N}
     kinds = [kind for kind, own in labels.items() if own is not None]
     pairs = {kind: arrays[2 * i : 2 * i + 2] for i, kind in enumerate(kinds)}
@@ -75,7 +75,8 @@ def score_samples(
     targets = np.array([np.diff(sample.supervised[:, :2]).sum() for sample in samples])
     order = deal(sample_weights(block.lengths_R, targets), random_words(len(samples), task, "score"), size, 0)
     counts = Counts.of(block.lengths_R, targets, block.codes_R, block.images_R, image)
-    shape = shape_for(counts.each(lambda own: in_micro_batches(own[order], size)), image)
+    counts_MN = counts.each(lambda own: in_micro_batches(own[order], size))
+    shape = shape_for(counts_MN, image, slots=body().SLOTS)
     cell = TokenScores(TaskLoss(model, shape.signature))
     token_scores = network_graphs(model.config).compile(cell, f"score {task}")
     kinds = np.stack([counts.targets, block.codes_R], 1)

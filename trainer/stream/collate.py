@@ -35,9 +35,10 @@ def collate(
     """
     check_rows(task, rows, shape, special, held_out)
     counts_M = np.array(counts)
-    layout = _Layout(rows, counts_M, shape)
-    nothing = [None] * len(counts)
+    layout, nothing = _Layout(rows, counts_M, shape), [None] * len(counts)
     arrays: dict[str, Any] = _token_arrays(rows, layout, shape, special)
+    slots = ("token_of_BS", "slot_of_P", "segment_ids_BS")
+    arrays |= _slot_arrays(layout, shape) if shape.attention_rows else dict.fromkeys(slots, nothing)
     arrays["labels_N"], arrays["state_rows_N"] = (
         _states(rows, layout, shape, TEXT) if shape.states else (nothing, nothing)
     )
@@ -143,7 +144,8 @@ class _Layout:
     """Where rows are placed in their micro-batches; ValueError if one does not fit the shape.
 
     lengths_MN, starts_MN, slots_MN: tokens of each sample, place and slot of its first; absent samples have
-    none. micro_batch_L, first_L: the micro-batch of each span and the place of its sample's first token.
+    none. ends_MN: where its segment ends. micro_batch_L, first_L: the micro-batch of each span and the place
+    of its sample's first token.
     states_M: targets of text. understood_M, drawn_M: pictures.
     """
 
@@ -153,8 +155,11 @@ class _Layout:
         lengths_MN = self.lengths_MN = np.zeros(used_MN.shape, np.int64)
         lengths_MN[used_MN] = rows.lengths_R
         self.starts_MN = np.cumsum(lengths_MN, 1) - lengths_MN
-        rows_MN, slots_MN = pack(lengths_MN, shape.attention_rows)
-        self.slots_MN = rows_MN * shape.length + slots_MN
+        self.ends_MN = np.cumsum(np.maximum(lengths_MN, 1), 1)
+        slots_MN = np.zeros_like(lengths_MN)
+        if shape.attention_rows:
+            rows_MN, slots_MN = pack(lengths_MN, shape.attention_rows)
+            self.slots_MN = rows_MN * shape.length + slots_MN
         micro_batch_R = np.repeat(np.arange(len(counts_M)), counts_M)
         self.micro_batch_L = np.repeat(micro_batch_R, rows.spans_R)
         self.first_L = np.repeat(self.starts_MN[used_MN], rows.spans_R)
@@ -164,15 +169,10 @@ class _Layout:
         self.understood_M = np.bincount(micro_batch_R, rows.images_R, len(counts_M)).astype(np.int64)
         self.states_M, self.drawn_M = self.supervised_M - codes_M, codes_M // shape.image.tokens
         # The last token and each row's last slot stay empty.
-        limits = (
-            shape.samples,
-            shape.tokens - 1,
-            shape.length - 1,
-            shape.states,
-            shape.understood,
-            shape.drawn,
-        )
-        sizes = counts_M, self.tokens_M, slots_MN + lengths_MN, self.states_M, self.understood_M, self.drawn_M
+        limits = [shape.samples, shape.tokens - 1, shape.states, shape.understood, shape.drawn]
+        sizes = [counts_M, self.ends_MN, self.states_M, self.understood_M, self.drawn_M]
+        if shape.attention_rows:
+            limits, sizes = [*limits, shape.length - 1], [*sizes, slots_MN + lengths_MN]
         if any(size.max() > limit for size, limit in zip(sizes, limits, strict=True)):
             raise ValueError(f"samples from {rows.sample_ids[0]} to {rows.sample_ids[-1]} do not fit {shape}")
 
@@ -180,30 +180,39 @@ class _Layout:
 def _token_arrays(
     rows: RowBlock, layout: _Layout, shape: BatchShape, special: SpecialTokens
 ) -> dict[str, np.ndarray]:
-    """The arrays that place tokens; empty slots show the last token, padding tokens the last slot."""
+    """The tokens, their positions, and where each sample's segment ends."""
+    ids_MP = np.full((len(layout.tokens_M), shape.tokens), special.pad, np.int32)
+    position_MP, flat_P = np.zeros_like(ids_MP), _numbers(shape.tokens)
+    seen = 0  # of all tokens; a micro-batch ends where its last sample does
+    samples = np.stack([layout.lengths_MN, layout.starts_MN], 2).tolist()
+    for m, own in enumerate(samples):
+        position_P, end = position_MP[m].data, int(layout.tokens_M[m])
+        for length, first in own:
+            position_P[first : first + length] = flat_P[:length]
+        ids_MP[m, :end] = rows.ids_K[seen : seen + end]
+        seen += end
+    last_M1 = np.full((len(samples), 1), shape.tokens)
+    ends_MN = np.concatenate((layout.ends_MN, last_M1), 1)
+    return {"input_ids_P": ids_MP, "position_ids_P": position_MP, "segment_ends_N": ends_MN}
+
+
+def _slot_arrays(layout: _Layout, shape: BatchShape) -> dict[str, np.ndarray]:
+    """The arrays that move tokens to slots; empty slots show the last token, padding tokens the last slot."""
     count, slots = len(layout.tokens_M), shape.attention_rows * shape.length
     flat_P, slot_S = _numbers(shape.tokens), _numbers(slots)
     number_S = np.repeat(np.arange(1, shape.samples + 1, dtype=np.int32), shape.length).data
-    ids_MP = np.full((count, shape.tokens), special.pad, np.int32)
-    position_MP, slot_of_MP = np.zeros_like(ids_MP), np.full_like(ids_MP, slots - 1)
+    slot_of_MP = np.full((count, shape.tokens), slots - 1, np.int32)
     token_of_MS = np.full((count, slots), shape.tokens - 1, np.int32)
     segment_MS = np.zeros_like(token_of_MS)
-    seen = 0  # of all tokens; a micro-batch ends where its last sample does
     samples = np.stack([layout.lengths_MN, layout.starts_MN, layout.slots_MN], 2).tolist()
     for m, own in enumerate(samples):
-        position_P, slot_of_P = position_MP[m].data, slot_of_MP[m].data
-        token_of_S, segment_S = token_of_MS[m].data, segment_MS[m].data
+        slot_of_P, token_of_S, segment_S = slot_of_MP[m].data, token_of_MS[m].data, segment_MS[m].data
         for number, (length, first, slot) in enumerate(own):
             end, last, numbered = first + length, slot + length, number * shape.length
-            position_P[first:end] = flat_P[:length]
             slot_of_P[first:end] = slot_S[slot:last]
             token_of_S[slot:last] = flat_P[first:end]
             segment_S[slot:last] = number_S[numbered : numbered + length]
-        ids_MP[m, :end] = rows.ids_K[seen : seen + end]
-        seen += end
     return {
-        "input_ids_P": ids_MP,
-        "position_ids_P": position_MP,
         "token_of_BS": token_of_MS.reshape(count, shape.attention_rows, -1),
         "slot_of_P": slot_of_MP,
         "segment_ids_BS": segment_MS.reshape(count, shape.attention_rows, -1),

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from janus import device
 from janus.common.errors import UserError
+from janus.model.kernels import body
 from janus.prompts import Signature
 from janus.tokens import SpecialTokens
 from shards.read import ShardSet, TaskRows
@@ -194,7 +196,8 @@ class Feed:
             order = rows.even_order(samples, task, "validation")
             counts.append(rows.counts(image).each(lambda own: in_micro_batches(own[order], samples)))
         typical = count * min(steps, TYPICAL_STEPS)
-        return shape_for(Counts.joined(counts), image, typical=typical, saved=saved)
+        slots = body().SLOTS
+        return shape_for(Counts.joined(counts), image, slots=slots, typical=typical, saved=saved)
 
     def _task_steps(
         self, task: str, first: int, steps: int
@@ -229,6 +232,15 @@ def _rows(shards: ShardSet, split: str, task: str, config: TrainConfig, limit: i
     return selected
 
 
+def _ready(feed: Feed, first: int, steps: int) -> list[StepData]:
+    """A block of steps; on Ascend its arrays are on their way to the device."""
+    block = feed.block(first, steps)
+    if device.current() != "CPU":
+        for _, batch in (pair for data in block for pair in data.batches):
+            batch.tensors  # noqa: B018
+    return block
+
+
 def steps_ahead(feed: Feed, first: int, last: int) -> Iterator[tuple[int, StepData, float]]:
     """(step, its data, seconds waited for it) from `first` to `last`, made in a thread ahead of use."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
@@ -238,7 +250,7 @@ def steps_ahead(feed: Feed, first: int, last: int) -> Iterator[tuple[int, StepDa
             step = first
             while step <= last:
                 while len(pending) <= BLOCKS_AHEAD and (ahead := next(upcoming, None)) is not None:
-                    pending.append(pool.submit(feed.block, ahead, min(feed.block_steps, last + 1 - ahead)))
+                    pending.append(pool.submit(_ready, feed, ahead, min(feed.block_steps, last + 1 - ahead)))
                 began = time.perf_counter()
                 block = pending.popleft().result()
                 waited = time.perf_counter() - began

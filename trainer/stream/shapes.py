@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from janus import device
 from janus.prompts import Signature
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ class ImageShape:
 class BatchShape:
     """The static shape of one task's micro-batches.
 
-    samples: at most, in a micro-batch. attention_rows, length: rows of attention slots, and slots of a row.
-    tokens: of the flat axis. states: that predict text, one for each target. understood, drawn: pictures, at
-    most.
+    samples: at most, in a micro-batch. attention_rows, length: rows of attention slots, and slots of a row; 0
+    where attention takes segment ends. tokens: of the flat axis. states: that predict text, one for each
+    target. understood, drawn: pictures, at most.
     """
 
     samples: int
@@ -111,15 +113,18 @@ class Counts:
 class Batch:
     """One micro-batch of one task; see docs/DESIGN.md for the arrays.
 
-    Absent are states and labels of targets that the task does not have, and what belongs to pictures.
+    Attention takes slots (`token_of_BS`, `slot_of_P`, `segment_ids_BS`) or else `segment_ends`: an absent
+    sample is a segment of one padding token, all other padding is the last segment. Also missing are states
+    and labels of targets that the task does not have, and what belongs to pictures.
     samples, tokens, supervised: how many real ones it holds.
     """
 
     input_ids_P: np.ndarray
     position_ids_P: np.ndarray
-    token_of_BS: np.ndarray
-    slot_of_P: np.ndarray
-    segment_ids_BS: np.ndarray
+    segment_ends_N: np.ndarray
+    token_of_BS: np.ndarray | None
+    slot_of_P: np.ndarray | None
+    segment_ids_BS: np.ndarray | None
     labels_N: np.ndarray | None
     state_rows_N: np.ndarray | None
     image_labels_N: np.ndarray | None
@@ -136,29 +141,41 @@ class Batch:
         """The arrays in the order its task's loss takes them."""
         arrays = [self.labels_N, self.state_rows_N, self.image_labels_N, self.image_rows_N]
         arrays += [self.input_ids_P, self.position_ids_P]
-        arrays += [self.token_of_BS, self.slot_of_P, self.segment_ids_BS]
+        slots = [self.token_of_BS, self.slot_of_P, self.segment_ids_BS]
+        arrays += [self.segment_ends_N] if self.slot_of_P is None else slots
         arrays += [self.image_index_P, self.pixels_IHWC, self.image_tokens_IT]
         return [array for array in arrays if array is not None]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return np.diff(self.segment_ends_N[: self.samples], prepend=0).tolist()
+
+    @cached_property
+    def tensors(self) -> list[Any]:
+        """The inputs on the device, sent there by whoever asks first."""
+        return [device.upload(array) for array in self.inputs]
 
 
 def shape_for(
     counts: Counts,
     image: ImageShape,
     *,
+    slots: bool = True,
     typical: int | None = None,
     saved: Mapping[str, int] | None = None,
 ) -> BatchShape:
     """The smallest shape that holds each of these micro-batches.
 
-    typical: number of first micro-batches that decide the attention rows. saved: sizes of an earlier shape,
-    kept where they are large enough. One token and one slot of each row stay empty, so that padding has a
-    place to point at.
+    slots: whether attention takes slots. typical: number of first micro-batches that decide the attention
+    rows. saved: sizes of an earlier shape, kept where they are large enough. A token for each absent sample,
+    one more, and a slot of each row stay empty, so that padding has a place to point at.
     """
     tokens_MN, least = counts.tokens, saved or {}
-    rows = least.get("attention_rows") or cheapest_rows(tokens_MN[:typical])
+    rows = (least.get("attention_rows") or cheapest_rows(tokens_MN[:typical])) if slots else 0
     sizes = {
-        "length": round_up(fullest_row(tokens_MN, rows) + 1),
-        "tokens": round_up(int(tokens_MN.sum(1).max()) + 1),
+        "length": round_up(fullest_row(tokens_MN, rows) + 1) if slots else 0,
+        "tokens": round_up(int(np.maximum(tokens_MN, 1).sum(1).max()) + 1),
         "states": round_up(int(counts.targets.sum(1).max())),
         "understood": int(counts.understood.sum(1).max()),
         "drawn": int(counts.drawn.sum(1).max()),

@@ -13,8 +13,8 @@ from types import ModuleType
 
 from janus.device import current
 
-BODIES = {"CPU": "cpu", "Ascend": "plain"}
-"""By device. Nothing was run on Ascend: it gets the form that leaves most to MindSpore's compiler."""
+BODIES = {"CPU": "cpu", "Ascend": "ascend"}
+"""By device."""
 
 
 def body(device: str | None = None) -> ModuleType:

@@ -39,12 +39,15 @@ def _result(kind: type[nn.Cell]) -> type[nn.Cell]:
     return Result
 
 
+SLOTS = True
+
 AddBias = gradients.AddBias
 Attention = _result(gradients.Attention)
 Gelu = _result(gradients.Gelu)
 RMSNorm = _result(gradients.RMSNorm)
 Rotary = gradients.Rotary
 SwiGLU = _result(gradients.SwiGLU)
+TakeRows = plain.TakeRows
 
 
 class CrossEntropy(_result(gradients.CrossEntropy)):  # type: ignore[misc]
@@ -79,6 +82,14 @@ class LayerNorm(nn.Cell):
         return ops.concat(blocks, 0)
 
 
+class PictureAttention(plain.PictureAttention):
+    """With the CPU's own attention."""
+
+    def __init__(self, heads: int, head_size: int) -> None:
+        super().__init__(heads, head_size)
+        self.attention = Attention(head_size, masked=False)
+
+
 class SegmentAttention(nn.Cell):
     """Tokens are moved to rows of slots for the scores alone, so that no product is spent on padding."""
 
@@ -88,8 +99,8 @@ class SegmentAttention(nn.Cell):
         self.attention = Attention(head_size, masked=True)
         self.move = gradients.Move()
 
-    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> Tensors:
-        """(mask_BHSS, grid_BHS, flat_PH), shared by all layers.
+    def places(self, tokens: int, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> Tensors:
+        """(mask_BHSS, grid_BHS, flat_PH), shared by all layers; a `Batch` explains the arguments.
 
         mask: added to the scores. grid: for each head of a slot, its row among the (P·H) flat heads.
         flat: for each head of a token, its row among the (B·H·S) of the grid.

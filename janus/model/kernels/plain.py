@@ -6,10 +6,13 @@ Shapes: P flat tokens or pixels, D width, B rows, H heads, S slots, K head width
 H×W pixels, C channels, N states that predict, V classes, E width of an embedding.
 """
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 Tensors = tuple[Tensor, ...]
+SLOTS = False
+"""Whether attention over segments takes rows of slots, as `Batch` has them, or the segments' ends."""
 ROOT_HALF = 2**-0.5  # a graph would compute it in float32
 MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
@@ -31,6 +34,13 @@ class Embed(nn.Cell):
 
     def construct(self, table_VE: Tensor, ids_P: Tensor) -> Tensor:
         return ops.gather(table_VE, ids_P, 0)
+
+
+class TakeRows(nn.Cell):
+    """Rows of x, (N, D); each is taken at most once, but for those that nothing is read from."""
+
+    def construct(self, x_PD: Tensor, rows_N: Tensor) -> Tensor:
+        return ops.gather(x_PD, rows_N, 0)
 
 
 class LayerNorm(nn.Cell):
@@ -106,25 +116,40 @@ class Attention(nn.Cell):
         return ops.matmul(ops.softmax(scores_BHSS, -1).astype(v_BHSK.dtype), v_BHSK)
 
 
+class PictureAttention(nn.Cell):
+    """What each patch takes from all patches of its picture, (M, D)."""
+
+    def __init__(self, heads: int, head_size: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.heads, self.scale = heads, head_size**-0.5
+        self.attention = Attention(head_size, masked=False)
+        self.no_mask = Tensor(0.0)
+
+    def construct(self, q_MD: Tensor, k_MD: Tensor, v_MD: Tensor, images: int) -> Tensor:
+        q, k, v = [split_heads(x_MD, images, self.heads) for x_MD in (q_MD * self.scale, k_MD, v_MD)]
+        return join_heads(self.attention(q, k, v, self.no_mask))
+
+
 class SegmentAttention(nn.Cell):
     """Causal attention on a flat axis of tokens, (P, D): a token sees its own segment up to itself."""
 
     def __init__(self, heads: int, head_size: int) -> None:
         super().__init__(auto_prefix=False)
-        self.shape = (1, -1, heads, head_size)
+        self.heads = heads
         self.attention = Attention(head_size, masked=True)
 
-    def places(self, token_of_BS: Tensor, slot_of_P: Tensor, segment_ids_BS: Tensor) -> Tensors:
-        """What all layers of a step share, for `construct`; arguments as `Llama.construct` has them."""
-        segment_P = ops.gather(segment_ids_BS.reshape(-1), slot_of_P, 0)
-        order_P = ops.arange(segment_P.shape[0])
+    def places(self, tokens: int, segment_ends_N: Tensor) -> Tensors:
+        """The mask (P, P), shared by all layers. segment_ends: where each ends, the last at P = `tokens`."""
+        order_P = ops.arange(0, tokens, 1, dtype=ms.int32)
+        ended_PN = order_P.reshape(-1, 1) >= segment_ends_N.astype("int32").reshape(1, -1)
+        segment_P = ended_PN.astype("int32").sum(1)
         same_PP = segment_P.reshape(-1, 1) == segment_P.reshape(1, -1)
         seen_PP = ops.logical_and(same_PP, order_P.reshape(-1, 1) >= order_P.reshape(1, -1))
         return ((1.0 - seen_PP.astype("float32")) * MASKED,)
 
     def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, places: Tensors) -> Tensor:
-        q, k, v = [x_PD.reshape(self.shape).swapaxes(1, 2) for x_PD in (q_PD, k_PD, v_PD)]
-        return self.attention(q, k, v, places[0]).swapaxes(1, 2).reshape(q_PD.shape)
+        q, k, v = [split_heads(x_PD, 1, self.heads) for x_PD in (q_PD, k_PD, v_PD)]
+        return join_heads(self.attention(q, k, v, places[0]))
 
 
 class CrossEntropy(nn.Cell):
@@ -178,3 +203,17 @@ class Conv3x3(nn.Cell):
             x_ICHW = ops.repeat_elements(ops.repeat_elements(x_ICHW, 2, 2), 2, 3)
         y_IOHW = ops.conv2d(ops.pad(x_ICHW, self.padding), weight_OC33, bias_O, self.stride)
         return mint.permute(y_IOHW, (0, 2, 3, 1)).reshape(-1, bias_O.shape[0])
+
+
+def split_heads(x_PD: Tensor, rows: int, heads: int) -> Tensor:
+    """(B·S, H·K) to (B, H, S, K).
+
+    `mint.permute`: on CPU, what `transpose` reads and writes stays in memory until the graph ends.
+    """
+    return mint.permute(x_PD.reshape(rows, -1, heads, x_PD.shape[-1] // heads), (0, 2, 1, 3))
+
+
+def join_heads(x_BHSK: Tensor) -> Tensor:
+    """(B, H, S, K) to (B·S, H·K)."""
+    rows, heads, length, head_size = x_BHSK.shape
+    return mint.permute(x_BHSK, (0, 2, 1, 3)).reshape(rows * length, heads * head_size)
