@@ -17,9 +17,10 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 
 from janus import device
+from janus.model.weights import pieces
 from trainer.config import TrainConfig
 
 
@@ -89,7 +90,7 @@ class AdamW:
         self._step = int(tensors["step"].asnumpy()[0])
         for parameter in self._moments:
             # Not set_data: a graph that has run goes on reading the old memory.
-            ops.assign(parameter, tensors[parameter.name])
+            ops.assign(parameter, mint.concat([tensors[name] for name in pieces(parameter.name)]))
 
 
 class _Update(nn.Cell):

@@ -98,10 +98,9 @@ def with_empty_captions(batch: Batch, empty: np.ndarray, special: SpecialTokens)
     empty: the ids of such a sample. They stand at the end of the nulled sample's tokens, with positions of
     their own; what is left over at its beginning is a segment that nothing else sees.
     """
-    assert batch.slot_of_P is not None  # as on a CPU
-    assert batch.segment_ids_BS is not None
-    ids_P, positions_P = batch.input_ids_P.copy(), batch.position_ids_P.copy()
-    segments_BS = batch.segment_ids_BS.copy()
+    assert batch.slot_of_P is not None and batch.segment_ids_BS is not None  # noqa: PT018 - as on a CPU
+    arrays = batch.input_ids_P, batch.position_ids_P, batch.segment_ids_BS
+    ids_P, positions_P, segments_BS = (array.copy() for array in arrays)
     for sample in _samples(batch):
         if np.array_equal(ids_P[sample], unconditional(ids_P[sample], special)):
             start = sample.stop - len(empty)

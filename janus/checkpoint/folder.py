@@ -135,7 +135,8 @@ class ModelFolder:
             return np.zeros(1, np.float32)
 
         visit_parameters(self.config, record)
-        tensors |= {name: TensorToSave.of(tensor) for name, tensor in weights.items()}
+        for name, tensor in weights.items():
+            tensors |= TensorToSave.of(name, tensor)
         _write(folder, to_transformers(self.config, vars(tokenizer.special)), tensors, tokenizer.folder)
 
 

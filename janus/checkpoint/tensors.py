@@ -9,6 +9,7 @@ and keeps all tensors in memory when it saves.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -86,10 +87,20 @@ class TensorToSave(_FileTensor):
     chunks: Callable[[], Iterable[np.ndarray]]  # the elements in the file's dtype, one part after another
 
     @classmethod
-    def of(cls, tensor: Any) -> Self:
-        """A Tensor or Parameter of MindSpore, read from the device when it is written."""
+    def of(cls, name: str, tensor: Any) -> dict[str, Self]:
+        """A Tensor or Parameter of MindSpore, read from the device when it is written, by name.
+
+        A joined parameter is parted into the tensors that a checkpoint has.
+        """
+        from janus.model.weights import pieces
+
+        names = pieces(name)
         dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
-        return cls(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])
+        if len(names) == 1:
+            return {name: cls(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])}
+        rows = tensor.shape[0] // len(names)
+        shape = (rows, *tensor.shape[1:])
+        return {own: cls(dtype, shape, partial(_rows, tensor, i * rows, rows)) for i, own in enumerate(names)}
 
     @classmethod
     def joined(cls, parts: Mapping[str, StoredTensor], dtype: str | None = None) -> Self:
@@ -100,6 +111,10 @@ class TensorToSave(_FileTensor):
         first, *others = parts.values()
         shape = first.shape if not others else (sum(p.shape[0] for p in parts.values()), *first.shape[1:])
         return cls(dtype or first.dtype, shape, lambda: [_cast(n, part, dtype) for n, part in parts.items()])
+
+
+def _rows(tensor: Any, first: int, count: int) -> list[np.ndarray]:
+    return [tensor.asnumpy()[first : first + count]]
 
 
 def _cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:

@@ -87,7 +87,7 @@ def verify(folder: Path, mode: str, used: device.Used) -> Iterator[tuple[str, st
         bounds = Bounds(opened.config, "float32")
         yield from ((layout, "float32", check) for check in _vq_checks(vq, bounds, cases.arrays, compile_))
         for dtype in device.dtypes(used.device):
-            model, bounds = opened.build(), Bounds(opened.config, dtype)
+            model, bounds = opened.build(dtype), Bounds(opened.config, dtype)
             checks = [_part_checks(model, bounds, cases.arrays, compile_)]
             checks += [_task_checks(model, task, cases, bounds, compile_) for task in TASKS]
             yield from ((layout, dtype, check) for part in checks for check in part)
@@ -162,6 +162,7 @@ def task_values(
     import mindspore as ms
 
     from janus.model.loss import TaskLoss
+    from janus.model.weights import pieces
 
     loss = TaskLoss(model, SIGNATURES[task])
     labels, states, *inputs = (ms.Tensor(array) for array in cases.batch(task))
@@ -169,10 +170,10 @@ def task_values(
     parameters = list(loss.get_parameters())
     backward = compile_(ms.value_and_grad(loss, None, ms.ParameterTuple(parameters)))
     loss_sum, gradients = backward(labels, states, *inputs)
-    count = labels.shape[0]
-    named = {
-        p.name: g.astype("float32").asnumpy() / count for p, g in zip(parameters, gradients, strict=True)
-    }
+    count, named = labels.shape[0], {}
+    for p, gradient in zip(parameters, gradients, strict=True):
+        names = pieces(p.name)
+        named |= zip(names, np.split(gradient.astype("float32").asnumpy() / count, len(names)), strict=True)
     return logits_NV, float(loss_sum.asnumpy()) / count, named
 
 

@@ -6,6 +6,7 @@ float32, so that the gradients of a row that is read often are added up in float
 Shapes: P flat positions, D width, F outputs, V rows of a table, E width of an embedding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
@@ -29,6 +30,28 @@ class Linear(nn.Cell):
     def construct(self, x_PD: Tensor) -> Tensor:
         y_PF = matmul_transposed(x_PD, self.weight)
         return y_PF if self.bias is None else self.add_bias(y_PF, self.bias)
+
+
+class Linears(nn.Cell):
+    """Products of one input, without bias: (P, F) each; (P, n·F) in one where the kernels have `JOINED`."""
+
+    def __init__(
+        self, weights: Weights, names: Sequence[str], inputs: int, outputs: int, split: bool = True
+    ) -> None:
+        """split: whether a joined product is parted again."""
+        super().__init__(auto_prefix=False)
+        self.joined, self.split, self.outputs = body().JOINED, split, outputs
+        if self.joined:
+            self.weight = weights.take_joined(names, (outputs, inputs))
+        else:
+            linears = [Linear(weights / name, inputs, outputs, bias=False) for name in names]
+            self.linears = nn.CellList(linears, auto_prefix=False)
+
+    def construct(self, x_PD: Tensor) -> tuple[Tensor, ...]:
+        if self.joined:
+            y = matmul_transposed(x_PD, self.weight)
+            return ops.split(y, self.outputs, -1) if self.split else (y,)
+        return tuple([linear(x_PD) for linear in self.linears])
 
 
 class Mlp(nn.Cell):
@@ -89,7 +112,7 @@ class RMSNorm(nn.Cell):
 
 def working_weights(network: nn.Cell) -> list[Parameter]:
     """The weights that products and norms take, which may be of a shorter dtype than float32."""
-    kinds = (Linear, RMSNorm, LayerNorm)
+    kinds = (Linear, Linears, RMSNorm, LayerNorm)
     layers = [cell for _, cell in network.cells_and_names() if isinstance(cell, kinds)]
     return [parameter for layer in layers for parameter in layer.get_parameters(expand=False)]
 

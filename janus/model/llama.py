@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from janus.model.config import TextConfig
 from janus.model.kernels import body
 from janus.model.kernels.plain import Tensors
-from janus.model.layers import Embedding, Linear, RMSNorm
+from janus.model.layers import Embedding, Linear, Linears, RMSNorm
 from janus.model.weights import Weights
 
 
@@ -23,9 +23,7 @@ class Attention(nn.Cell):
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
         width, heads, head_size = config.hidden_size, config.num_heads, config.head_size
-        self.q_proj = Linear(weights / "q_proj", width, width, bias=False)
-        self.k_proj = Linear(weights / "k_proj", width, width, bias=False)
-        self.v_proj = Linear(weights / "v_proj", width, width, bias=False)
+        self.qkv_proj = Linears(weights, ("q_proj", "k_proj", "v_proj"), width, width)
         self.o_proj = Linear(weights / "o_proj", width, width, bias=False)
         self.rotary = body().Rotary(heads, head_size, config.rope_theta)
         self.attention = body().SegmentAttention(heads, head_size)
@@ -36,8 +34,8 @@ class Attention(nn.Cell):
     def qkv(self, x_PD: Tensor, angles: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (turned and scaled), keys (turned) and values, each (P, D)."""
         cos, sin, query_cos, query_sin = angles
-        q_PD = self.rotary(self.q_proj(x_PD), query_cos, query_sin)
-        return q_PD, self.rotary(self.k_proj(x_PD), cos, sin), self.v_proj(x_PD)
+        q_PD, k_PD, v_PD = self.qkv_proj(x_PD)
+        return self.rotary(q_PD, query_cos, query_sin), self.rotary(k_PD, cos, sin), v_PD
 
 
 class Mlp(nn.Cell):
@@ -46,13 +44,12 @@ class Mlp(nn.Cell):
     def __init__(self, weights: Weights, config: TextConfig) -> None:
         super().__init__(auto_prefix=False)
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(weights / "gate_proj", width, inner, bias=False)
-        self.up_proj = Linear(weights / "up_proj", width, inner, bias=False)
+        self.gate_up_proj = Linears(weights, ("gate_proj", "up_proj"), width, inner, split=False)
         self.down_proj = Linear(weights / "down_proj", inner, width, bias=False)
         self.swiglu = body().SwiGLU()
 
     def construct(self, x_PD: Tensor) -> Tensor:
-        return self.down_proj(self.swiglu(self.gate_proj(x_PD), self.up_proj(x_PD)))
+        return self.down_proj(self.swiglu(*self.gate_up_proj(x_PD)))
 
 
 class Layer(nn.Cell):

@@ -5,7 +5,7 @@ beside the code that uses them, and a parameter has its value when it is made.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -28,6 +28,21 @@ class Weights:
         """The parameter of this name, float32. kind: fan_in, ones or zeros."""
         full_name = self._prefix + name
         return Parameter(Tensor.from_numpy(self._source(full_name, shape, kind)), name=full_name)
+
+    def take_joined(self, names: Sequence[str], shape: tuple[int, ...]) -> Parameter:
+        """The `weight` of each of these names, of this shape each, below each other in one parameter."""
+        joined = f"{self._prefix}({'|'.join(names)}).weight"
+        values = [self._source(name, shape, "fan_in") for name in pieces(joined)]
+        return Parameter(Tensor.from_numpy(np.concatenate(values)), name=joined)
+
+
+def pieces(name: str) -> list[str]:
+    """The names in a checkpoint of what a parameter holds: one, but for a joined one, `a.(b|c).weight`."""
+    before, opened, rest = name.partition("(")
+    if not opened:
+        return [name]
+    inner, _, after = rest.partition(")")
+    return [before + own + after for own in inner.split("|")]
 
 
 def random_source(seed: int) -> Source:

@@ -8,6 +8,7 @@ every other file, and of itself; the folder gets its name when all of it is on t
 import hashlib
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ def save_checkpoint(
 
     def write(folder: Path) -> None:
         save_model(folder)
-        save_safetensors(folder / OPTIMIZER, {name: TensorToSave.of(t) for name, t in optimizer.items()})
+        parts = [TensorToSave.of(name, tensor) for name, tensor in optimizer.items()]
+        save_safetensors(folder / OPTIMIZER, dict(ChainMap(*parts)))
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         content = {"step": step, **asdict(state), "sha256": files}
         content["digest"] = _digest(content)

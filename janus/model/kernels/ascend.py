@@ -21,7 +21,7 @@ from janus.model.kernels import plain
 from janus.model.kernels.plain import Tensors
 from janus.tokens import IGNORE
 
-SLOTS = False
+JOINED, SLOTS = True, False
 CAUSAL = 2048
 """Side of the one mask that flash attention takes for causal attention of any length."""
 
@@ -59,10 +59,10 @@ class RMSNorm(plain.RMSNorm):
 
 
 class SwiGLU(nn.Cell):
-    """One kernel over gate and up side by side."""
+    """One kernel over gate and up side by side, (P, 2F), as `Linears` joins them."""
 
-    def construct(self, gate_PF: Tensor, up_PF: Tensor) -> Tensor:
-        return ops.swiglu(ops.concat((gate_PF, up_PF), -1), -1)
+    def construct(self, gate_up: Tensor) -> Tensor:
+        return ops.swiglu(gate_up, -1)
 
 
 class Gelu(nn.Cell):

@@ -39,7 +39,7 @@ def _result(kind: type[nn.Cell]) -> type[nn.Cell]:
     return Result
 
 
-SLOTS = True
+JOINED, SLOTS = False, True
 
 AddBias = gradients.AddBias
 Attention = _result(gradients.Attention)
