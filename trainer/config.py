@@ -15,6 +15,7 @@ import click
 
 from janus.common.errors import UserError
 from janus.common.options import (
+    BEST_DTYPE,
     DEVICE,
     DEVICE_ID,
     DTYPE_OR_AUTO,
@@ -154,7 +155,7 @@ class TrainConfig:
         "auto",
         "What products compute in; masters, moments and sums are float32.",
         DTYPE_OR_AUTO,
-        shown="bfloat16 on Ascend, float32 on CPU, which has nothing else",
+        shown=BEST_DTYPE,
     )
     deterministic: bool = _place(
         True,
@@ -212,6 +213,7 @@ class EvalConfig:
     seed: int = option(0, "Seed of the drawn pictures.", _COUNT)
     device: str = option("auto", "Where to compute.", DEVICE)
     device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
+    dtype: str = option("auto", "What products compute in.", DTYPE_OR_AUTO, shown=BEST_DTYPE)
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:

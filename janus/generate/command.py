@@ -1,7 +1,7 @@
 """`janus generate`: a model, prompts and perhaps a picture in; answers or picture files out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -11,7 +11,7 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
-from janus.common.options import DEVICE, DEVICE_ID, FILE, FOLDER, option
+from janus.common.options import BEST_DTYPE, DEVICE, DEVICE_ID, DTYPE_OR_AUTO, FILE, FOLDER, option
 from janus.generate.chat import Asked, read_chats
 from janus.generate.generate import Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture, vq_decoder
@@ -54,6 +54,7 @@ class Request:
     batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
     device: str = option("auto", "Where to compute.", DEVICE)
     device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
+    dtype: str = option("auto", "What products compute in.", DTYPE_OR_AUTO, shown=BEST_DTYPE)
 
 
 def run(name: str, request: Request) -> None:
@@ -66,10 +67,10 @@ def run(name: str, request: Request) -> None:
             "example a run's checkpoints/step-NNNNNN"
         )
     tokenizer = JanusTokenizer(folder.path)
-    device.use(request.device, device_id=request.device_id, deterministic=True)
+    used = device.use(request.device, request.dtype, request.device_id, deterministic=True)
     for draw, respond in ((False, _answer), (True, _draw)):
         if own := [one for one in asked if one.draw is draw]:
-            respond(folder, tokenizer, request, own)
+            respond(folder, tokenizer, replace(request, dtype=used.dtype), own)
 
 
 def _asked(request: Request) -> list[Asked]:
@@ -91,7 +92,7 @@ def _answer(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request, as
     new = request.max_tokens
     prompts = _encode(folder, tokenizer, asked, new)
     sampling = Sampling(request.temperature or 0.0, seed=request.seed)
-    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(prompts)))
+    generator = Generator(folder.build(request.dtype), tokenizer.special, min(request.batch, len(prompts)))
     with track("answers", -(-len(prompts) // request.batch) * new, "steps") as advance:
         answers = list(generator.answers(prompts, new, sampling, advance))
     for one, ids in zip(asked, answers, strict=True):
@@ -126,7 +127,7 @@ def _draw(folder: ModelFolder, tokenizer: JanusTokenizer, request: Request, aske
         raise UserError(f"--out {request.out}: {error.strerror or error}; choose another folder") from None
     texts = [one.text for one in asked for _ in range(request.num_images)]
     repeated = [prompt for prompt in prompts for _ in range(request.num_images)]
-    generator = Generator(folder.build(), tokenizer.special, min(request.batch, len(texts)))
+    generator = Generator(folder.build(request.dtype), tokenizer.special, min(request.batch, len(texts)))
     decode = vq_decoder(folder)
     facts = {"seed": request.seed, "model": folder.name, "guidance": request.guidance}
     facts["temperature"] = temperature

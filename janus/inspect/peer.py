@@ -16,7 +16,7 @@ import numpy as np
 from janus import device
 from janus.checkpoint.folder import open_model
 from janus.checkpoint.names import deepseek_name
-from janus.inspect.verify import TASKS, Cases, gradient_norms
+from janus.inspect.verify import TASKS, Cases, gradient_norms, parted
 from janus.prompts import SIGNATURES
 
 TIMED = 5
@@ -59,7 +59,7 @@ def _measure(step: Step) -> Run:
     """step: gives the mean loss, and each parameter's gradient by its name in transformers' layout."""
     device.forget_peak()
     loss, gradients = step()
-    named = {name: gradient.astype("float32").asnumpy() for name, gradient in gradients.items()}
+    named = parted({name: gradient.astype("float32").asnumpy() for name, gradient in gradients.items()})
     seconds = []
     for _ in range(TIMED):
         began = time.perf_counter()
@@ -74,7 +74,7 @@ def _our_steps(folder: Path, cases: Cases, dtype: str, mode: str) -> Iterator[tu
     from janus.model.loss import TaskLoss
 
     compile_ = device.compiler(mode)
-    model = open_model(str(folder)).build()
+    model = open_model(str(folder)).build(dtype)
     for task in TASKS:
         loss, batch = TaskLoss(model, SIGNATURES[task]), [ms.Tensor(a) for a in cases.batch(task)]
         weights = list(loss.get_parameters())

@@ -162,7 +162,6 @@ def task_values(
     import mindspore as ms
 
     from janus.model.loss import TaskLoss
-    from janus.model.weights import pieces
 
     loss = TaskLoss(model, SIGNATURES[task])
     labels, states, *inputs = (ms.Tensor(array) for array in cases.batch(task))
@@ -170,11 +169,22 @@ def task_values(
     parameters = list(loss.get_parameters())
     backward = compile_(ms.value_and_grad(loss, None, ms.ParameterTuple(parameters)))
     loss_sum, gradients = backward(labels, states, *inputs)
-    count, named = labels.shape[0], {}
-    for p, gradient in zip(parameters, gradients, strict=True):
-        names = pieces(p.name)
-        named |= zip(names, np.split(gradient.astype("float32").asnumpy() / count, len(names)), strict=True)
-    return logits_NV, float(loss_sum.asnumpy()) / count, named
+    count = labels.shape[0]
+    named = {
+        p.name: g.astype("float32").asnumpy() / count for p, g in zip(parameters, gradients, strict=True)
+    }
+    return logits_NV, float(loss_sum.asnumpy()) / count, parted(named)
+
+
+def parted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays by the names of a checkpoint: those of joined parameters are parted."""
+    from janus.model.weights import pieces
+
+    return {
+        own: part
+        for name, array in arrays.items()
+        for own, part in zip(pieces(name), np.split(array, len(pieces(name))), strict=True)
+    }
 
 
 def gradient_norms(named: Mapping[str, np.ndarray]) -> dict[str, float]:

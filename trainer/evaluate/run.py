@@ -55,8 +55,8 @@ def evaluate(config: EvalConfig) -> Path:
     began = time.perf_counter()
     evaluation = _Evaluation(config)
     click.echo(f"model: {evaluation.folder.description}")
-    device.use(config.device, device_id=config.device_id, deterministic=True)
-    model = evaluation.folder.build()
+    used = device.use(config.device, config.dtype, config.device_id, deterministic=True)
+    model = evaluation.folder.build(used.dtype)
     for task, samples in evaluation.samples.items():
         evaluation.add(task, samples, model)
     folder, metrics = config.out / "eval", evaluation.metrics
