@@ -62,10 +62,13 @@ def micro_batch(config: JanusConfig, work: Work, trained: Collection[str], dtype
 
 
 def llama_layer(config: TextConfig, positions: int, spans: Sequence[int], part: Part) -> Kernels:
-    """One layer of the Llama, forward and backward; the sums of its gradients included."""
+    """One layer of the Llama, forward and backward; the sums of its gradients included.
+
+    A branch is added by the norm behind it: the first norm has the sum of the layer before.
+    """
     width, inner = config.hidden_size, config.intermediate_size
     x_b, angles_b = part.size * positions * width, 2 * part.size * positions * config.head_size
-    yield from kernels.norm("RmsNorm", positions, width, part)
+    yield from kernels.norm("AddRmsNorm", positions, width, part)
     yield from kernels.linear(positions, width, 3 * width, part, bias=False)
     yield kernels.simple("Split", "moves", 3 * x_b, 3 * x_b)
     yield kernels.simple("Concat", "moves", 3 * x_b, 3 * x_b)  # the gradients of q, k and v
@@ -74,12 +77,10 @@ def llama_layer(config: TextConfig, positions: int, spans: Sequence[int], part: 
         yield kernels.simple("RotaryPositionEmbeddingGrad", "rotary", x_b + angles_b, x_b)
     yield from kernels.attention(width, config.num_heads, positions, spans, part, causal=True)
     yield from kernels.linear(positions, width, width, part, bias=False)
-    yield from kernels.add(x_b, part)
-    yield from kernels.norm("RmsNorm", positions, width, part)
+    yield from kernels.norm("AddRmsNorm", positions, width, part)
     yield from kernels.linear(positions, width, 2 * inner, part, bias=False)
     yield from kernels.swiglu(positions, inner, part)
     yield from kernels.linear(positions, inner, width, part, bias=False)
-    yield from kernels.add(x_b, part)
 
 
 def _llama(config: TextConfig, positions: int, spans: Sequence[int], part: Part) -> Kernels:
@@ -99,7 +100,7 @@ def _siglip(config: VisionConfig, images: int, part: Part) -> Kernels:
     yield kernels.simple("Cast", "data", patches * pixels, cut_b)
     yield kernels.simple("Transpose", "data", cut_b, cut_b)
     yield from kernels.linear(patches, pixels, width, Part(FLOAT, part.trained, passes=False))
-    yield kernels.simple("Add", "adds", FLOAT * (patches + tokens) * width, x_b, part.backward * x_b)
+    yield kernels.simple("Add", "adds", FLOAT * (patches + tokens) * width, x_b)
     if part.trained:
         yield kernels.simple("ReduceSum", "adds", x_b, FLOAT * tokens * width)
         yield kernels.into_buffer(tokens * width, FLOAT)

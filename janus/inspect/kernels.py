@@ -135,22 +135,28 @@ def _plain_attention(width: int, heads: int, spans: Sequence[int], part: Part, c
 
 
 def norm(name: str, rows: int, width: int, part: Part) -> Kernels:
-    """Statistics in float32: one for a row with RmsNorm, two with LayerNorm, which has a bias as well."""
-    count, x_b = (1 if name == "RmsNorm" else 2), part.size * rows * width
+    """RmsNorm, AddRmsNorm, or LayerNorm, which has a bias. Statistics are float32, one of a row or two.
+
+    AddRmsNorm, which MindSpore makes of two, adds a branch to what goes past it and gives the sum as well.
+    """
+    count, added, x_b = (2 if name == "LayerNorm" else 1), name.startswith("Add"), part.size * rows * width
     stats_b, weights_b = FLOAT * count * rows, count * part.size * width
-    kept = part.trained * x_b + part.backward * stats_b
-    yield simple(name, "norms", x_b + weights_b, x_b + stats_b, kept)
+    kept = part.trained * x_b + part.backward * (x_b + stats_b)
+    yield simple(name, "norms", (1 + added) * x_b + weights_b, (1 + added) * x_b + stats_b, kept)
     if part.backward:
-        yield simple(f"{name}Grad", "norms", 2 * x_b + stats_b + weights_b, x_b + FLOAT * count * width)
+        reads = 2 * x_b + stats_b + weights_b
+        yield simple(f"{name.removeprefix('Add')}Grad", "norms", reads, x_b + FLOAT * count * width)
+    if part.backward and added:
+        yield simple("AddN", "adds", 2 * x_b, x_b)
     if part.trained:
         yield from (into_buffer(width, FLOAT) for _ in range(count))
 
 
 def add(x_b: int, part: Part) -> Kernels:
     """A branch and what goes past it; the gradients of both."""
-    yield simple("Add", "adds", 2 * x_b, x_b, part.backward * x_b)
+    yield simple("Add", "adds", 2 * x_b, x_b)
     if part.backward:
-        yield simple("Add", "adds", 2 * x_b, x_b)
+        yield simple("AddN", "adds", 2 * x_b, x_b)
 
 
 def embedding(rows: int, table: tuple[int, int], part: Part) -> Kernels:

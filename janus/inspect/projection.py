@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -167,6 +167,7 @@ class _Weight(NamedTuple):
     float32: bool  # whatever the dtype
 
 
+@cache
 def _weights(config: JanusConfig) -> list[_Weight]:
     """Of the network that is trained, all but the VQ tokenizer."""
     from janus.model.janus import parameter_shapes, part_of

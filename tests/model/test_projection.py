@@ -42,10 +42,11 @@ def test_a_llama_layer_is_these_kernels() -> None:
     def sums(elements: int, size: int) -> tuple[str, int, int, int]:
         return "AssignAdd", (size + 4) * elements, 4 * elements, 0
 
-    norm = [("RmsNorm", X + 16, X + 40, 0), ("RmsNormGrad", 2 * X + 40 + 16, X + 32, 0), sums(8, 4)]
+    norm = [("AddRmsNorm", 2 * X + 16, 2 * X + 40, 0), ("RmsNormGrad", 2 * X + 40 + 16, X + 32, 0)]
+    norm += [("AddN", 2 * X, X, 0), sums(8, 4)]
     rotary = [(f"RotaryPositionEmbedding{end}", X + ANGLES, X, 0) for end in ("", "Grad")]
     squares = 16 + 36
-    expected = [*norm, *norm, *rotary, *rotary, *[("Add", 2 * X, X, 0)] * 4]
+    expected = [*norm, *norm, *rotary, *rotary]
     expected += [("Split", 3 * X, 3 * X, 0), ("Concat", 3 * X, 3 * X, 0)]
     expected += [("FlashAttentionScore", 3 * X + MASK, X + STATS, 4 * 8 * squares)]
     expected += [("FlashAttentionScoreGrad", 5 * X + STATS + MASK, 3 * X, 8 * 8 * squares)]
@@ -58,7 +59,7 @@ def test_a_llama_layer_is_these_kernels() -> None:
         for kernel in llama_layer(TOY.text, POSITIONS, SPANS, Part(2, trained=True))
     ]
     assert Counter(found) == Counter(expected)
-    assert len(found) <= 40
+    assert len(found) == 34  # as MindSpore's Ascend compiler has it, tests/ascend/test_audit.py
 
 
 def test_a_layer_keeps_what_its_backward_reads() -> None:
