@@ -50,21 +50,24 @@ def rms_norm_gradient(
 def layer_norm(
     a: Arithmetic, x_PD: np.ndarray, weight_D: np.ndarray, bias_D: np.ndarray, eps: float
 ) -> np.ndarray:
-    """(x − mean) / √(variance + ε) · w + b: cast to float32, computed in it, cast back."""
+    """(x − mean) / √(variance + ε) · w + b.
+
+    Rounds once (ops-nn, norm/layer_norm_v4/op_kernel/layer_norm_v4_single_read.h, CAST_ROUND).
+    """
     normed_PD, _ = _normed(a, x_PD, eps)
-    return a.store(normed_PD * weight_D + bias_D)
+    return a.cast(normed_PD * weight_D + bias_D)
 
 
 def layer_norm_gradient(
     a: Arithmetic, dy_PD: np.ndarray, x_PD: np.ndarray, weight_D: np.ndarray, eps: float
 ) -> Arrays:
-    """Gradients of x, of weight and of bias; the last two are float32."""
+    """Gradients of x, of weight and of bias; each is rounded once (…/layer_norm_grad_v3/op_kernel)."""
     normed_PD, root_P1 = _normed(a, x_PD, eps)
     (dy_PD,) = a.load(dy_PD)
     towards_PD = dy_PD * weight_D
     means_P1 = [part.mean(-1, keepdims=True) for part in (towards_PD, towards_PD * normed_PD)]
     dx_PD = (towards_PD - means_P1[0] - normed_PD * means_P1[1]) * root_P1
-    return a.store(dx_PD), (dy_PD * normed_PD).sum(0), dy_PD.sum(0)
+    return a.store(dx_PD), a.store((dy_PD * normed_PD).sum(0)), a.store(dy_PD.sum(0))
 
 
 def _normed(a: Arithmetic, x_PD: np.ndarray, eps: float) -> Arrays:

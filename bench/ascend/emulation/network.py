@@ -30,10 +30,6 @@ class Sizes:
     vocabulary: int
     codes: int
 
-    @property
-    def heads(self) -> int:
-        return self.width // HEAD
-
 
 HEAD, CODE = 128, 8
 
@@ -62,8 +58,8 @@ def draw(sizes: Sizes, lengths: list[int], seed: int = 0) -> tuple[Weights, Batc
     d, f = sizes.width, sizes.inner
     shapes = {"embed": (sizes.vocabulary, d), "code": (sizes.codes, CODE), "norm": (d,)}
     for i in range(sizes.layers):
-        own = {"in": (d,), "q": (d, d), "k": (d, d), "v": (d, d), "o": (d, d), "post": (d,)}
-        shapes |= {f"{i}.{name}": shape for name, shape in (own | {"up": (2 * f, d), "down": (d, f)}).items()}
+        own = {"in": (d,), "qkv": (3 * d, d), "o": (d, d), "post": (d,), "up": (2 * f, d), "down": (d, f)}
+        shapes |= {f"{i}.{name}": shape for name, shape in own.items()}
     shapes |= {"head": (sizes.vocabulary, d)} | _mlp_shapes("aligner", CODE, d, d)
     shapes |= _mlp_shapes("image", d, d, sizes.codes)
     weights = {name: _drawn(rng, shape) for name, shape in shapes.items()}
@@ -109,7 +105,8 @@ class Network:
         a, w = self.a, self.weights
         self.batch = batch
         places = [np.arange(own.stop - own.start) for own in forms.segments(batch.ends)]
-        self.cos, self.sin = forms.angles(np.concatenate(places), HEAD)
+        cos, sin = forms.angles(np.concatenate(places), HEAD)
+        self.turns = (cos, sin), (cos * HEAD**-0.5, sin * HEAD**-0.5)  # of keys; of queries
         x_PD = a.store(w["embed"][batch.ids_P].astype(a.inner))
         codes_ME = a.store(w["code"][batch.codes_M].astype(a.inner))
         x_PD[batch.picture] = self._mlp("aligner", codes_ME)
@@ -140,33 +137,27 @@ class Network:
         self.gradients["code"] = forms.embed_gradient(a, dcodes_ME, batch.codes_M, self.sizes.codes)
 
     def _layer(self, name: str, x_PD: np.ndarray) -> np.ndarray:
-        a, kept = self.a, self._kept
-        normed_PD = self._norm(name + "in", x_PD)
-        q, k, v = (self._heads(self._linear(name + part, normed_PD)) for part in "qkv")
-        q, k = (forms.rotary(a, x, self.cos, self.sin) for x in (q, k))
-        attended = forms.attention(a, (q, k, v), self.batch.ends, HEAD**-0.5, True)
-        kept[name + "qkv"], kept[name + "attended"] = (q, k, v), attended
+        a, kept, (turns, query_turns) = self.a, self._kept, self.turns
+        parts = np.split(self._linear(name + "qkv", self._norm(name + "in", x_PD)), 3, -1)
+        q, k, v = (part.reshape(len(x_PD), -1, HEAD) for part in parts)
+        qkv = forms.rotary(a, q, *query_turns), forms.rotary(a, k, *turns), v
+        attended = forms.attention(a, qkv, self.batch.ends, 1.0, True)
+        kept[name + "attended"] = qkv, attended
         x_PD = a.store(x_PD + self._linear(name + "o", attended[0].reshape(x_PD.shape)))
         kept[name + "both"] = self._linear(name + "up", self._norm(name + "post", x_PD))
         return a.store(x_PD + self._linear(name + "down", forms.swiglu(a, kept[name + "both"])))
 
     def _back_layer(self, name: str, dx_PD: np.ndarray) -> np.ndarray:
-        a, kept = self.a, self._kept
+        a, kept, (turns, query_turns) = self.a, self._kept, self.turns
         dboth_P2F = forms.swiglu_gradient(a, self._back_linear(name + "down", dx_PD), kept[name + "both"])
         dnormed_PD = self._back_linear(name + "up", dboth_P2F)
         dx_PD = a.store(dx_PD + self._back_norm(name + "post", dnormed_PD))
-        dout = self._heads(self._back_linear(name + "o", dx_PD))
-        dq, dk, dv = forms.attention_gradient(
-            a, dout, kept[name + "qkv"], kept[name + "attended"], self.batch.ends, HEAD**-0.5, True
-        )
-        dq, dk = (forms.rotary_gradient(a, x, self.cos, self.sin) for x in (dq, dk))
-        parts = zip("qkv", (dq, dk, dv), strict=True)
-        dq, dk, dv = (self._back_linear(name + part, own.reshape(dx_PD.shape)) for part, own in parts)
-        dnormed_PD = a.store(a.store(dq + dk) + dv)
-        return a.store(dx_PD + self._back_norm(name + "in", dnormed_PD))
-
-    def _heads(self, x_PD: np.ndarray) -> np.ndarray:
-        return x_PD.reshape(len(x_PD), -1, HEAD)
+        dout = self._back_linear(name + "o", dx_PD).reshape(len(dx_PD), -1, HEAD)
+        qkv, attended = kept[name + "attended"]
+        dq, dk, dv = forms.attention_gradient(a, dout, qkv, attended, self.batch.ends, 1.0, True)
+        dq, dk = forms.rotary_gradient(a, dq, *query_turns), forms.rotary_gradient(a, dk, *turns)
+        dqkv = np.concatenate([part.reshape(dx_PD.shape) for part in (dq, dk, dv)], -1)
+        return a.store(dx_PD + self._back_norm(name + "in", self._back_linear(name + "qkv", dqkv)))
 
     def _linear(self, name: str, x_PD: np.ndarray) -> np.ndarray:
         self._kept[name] = x_PD

@@ -23,8 +23,8 @@ def to_bfloat16_away(x: np.ndarray) -> np.ndarray:
 class Arithmetic:
     """How the forms compute. inner: what a kernel computes in.
 
-    store: what becomes of a result that goes to memory. cast: of a matrix that flash attention hands from
-    its vector cores to its cube, which CANN casts with another tie rule.
+    store: what becomes of a result that goes to memory. cast: the same where CANN has another rule for ties,
+    as for what flash attention hands from its vector cores to its cube.
     """
 
     inner: Any
