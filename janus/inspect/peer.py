@@ -5,6 +5,7 @@ It comes with mindone's package; the published recipe trains a sibling of it, on
 """
 
 import gc
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from janus import device
 from janus.checkpoint.folder import open_model
 from janus.checkpoint.names import deepseek_name
+from janus.common.errors import UserError
 from janus.inspect.verify import TASKS, Cases, gradient_norms, parted
 from janus.prompts import SIGNATURES
 
@@ -52,7 +54,13 @@ def beside_mindone(folder: Path, cases: Cases, dtype: str, mode: str) -> Iterato
 
 
 def _measured(steps: Iterator[tuple[str, Step]]) -> dict[str, Run]:
-    return {task: _measure(step) for task, step in steps}
+    try:
+        return {task: _measure(step) for task, step in steps}
+    except RuntimeError as error:
+        if missing := re.search(r"kernel (\w+) unregistered", str(error), re.I):
+            cause = f"its operation {missing[1]} has no kernel on {device.current()}"
+            raise UserError(f"--peer mindone: {cause}; leave --peer out, or use --device Ascend") from None
+        raise
 
 
 def _measure(step: Step) -> Run:
@@ -129,7 +137,7 @@ def _mindone_loss(model: Any, cases: Cases, task: str) -> Callable[[], Any]:
             embeds_BSD = model.get_input_embeddings()(ids_BS)
             shown_ITD = model.prepare_embeddings_for_image_generation(codes_IT)
             embeds_BSD = embeds_BSD.masked_scatter(drawn_BS1.broadcast_to(embeds_BSD.shape), shown_ITD)
-            hidden_BSD = model.model.language_model(inputs_embeds=embeds_BSD, **shared).last_hidden_state
+            hidden_BSD = model.model.language_model(inputs_embeds=embeds_BSD, return_dict=True, **shared)[0]
             hidden_ND = ops.gather(hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), states_N, 0)
             return ops.cross_entropy(model.model.generation_head(hidden_ND).astype("float32"), labels_N)
 

@@ -62,14 +62,10 @@ def test_a_cann_that_mindspore_does_not_take_is_named(tmp_path: Path) -> None:
     """MindSpore's own list of versions, and a folder as CANN's installer leaves it; nothing else is said."""
     info = tmp_path / "compiler" / "version.info"
     info.parent.mkdir()
-    for version, said in (
-        ("7.6.0", f"CANN 7.6.0 ({tmp_path}) is not for MindSpore"),
-        ("8.5.0", "cannot be used"),
-    ):
-        info.write_text(f"Version={version}\n")
-        command = ("-m", "janus", "verify", tmp_path, "--device", "Ascend")
-        (line,) = python(*command, code=2, ASCEND_HOME_PATH=tmp_path).stderr.splitlines()
-        assert said in line
+    info.write_text("Version=7.6.0\n")
+    command = ("-m", "janus", "verify", tmp_path, "--device", "Ascend")
+    (line,) = python(*command, code=2, ASCEND_HOME_PATH=tmp_path).stderr.splitlines()
+    assert line.startswith(f"Error: device: CANN 7.6.0 ({tmp_path}) is not for MindSpore")
 
 
 @pytest.mark.parametrize(
