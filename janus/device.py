@@ -122,9 +122,9 @@ def check_dtype(dtype: str, device: str) -> None:
         raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
 
 
-def check_head_sizes(sizes: Iterable[int], used: Used) -> None:
-    """Raise UserError for a width of attention heads that flash attention does not take."""
-    for size in sizes if used == ("Ascend", "bfloat16") else ():
+def check_head_sizes(sizes: Iterable[int], dtype: str) -> None:
+    """Raise UserError for a width of attention heads that flash attention, bfloat16's, does not take."""
+    for size in sizes if dtype == "bfloat16" else ():
         if size % HEAD_STEP or size > LARGEST_HEAD:
             raise UserError(
                 f"model: its attention heads are {size} wide; Ascend's flash attention takes multiples of "

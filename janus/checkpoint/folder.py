@@ -23,6 +23,7 @@ from janus.checkpoint.open import Checkpoint, open_checkpoint
 from janus.checkpoint.tensors import TensorToSave, save_safetensors
 from janus.common.errors import UserError
 from janus.common.files import write_folder
+from janus.device import check_head_sizes
 from janus.images import ImagePreparation
 from janus.model.config import PRESETS, JanusConfig
 from janus.tokens import TOKENIZER_FILES, JanusTokenizer
@@ -69,7 +70,11 @@ class ModelFolder:
         return lambda name, shape, kind: tensors[name].finite_float32(name)
 
     def build(self, dtype: str = "float32") -> Janus:
-        """The network that is trained. dtype: of its `working_weights`; the others are float32."""
+        """The network that is trained. dtype: of its `working_weights`; the others are float32.
+
+        Raises UserError if its heads are not for that dtype.
+        """
+        check_head_sizes(self.config.head_sizes, dtype)
         from janus.model.janus import Janus
         from janus.model.layers import lower
         from janus.model.weights import Weights

@@ -1,5 +1,6 @@
 """`--device` acts in every command that computes: a device that is missing here is one line, exit code 2."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,11 +9,14 @@ from commands import invoke, python, refusal
 from runs import make_work
 
 from janus import device
+from janus.checkpoint.folder import ModelFolder
 from janus.cli import main as janus
 from janus.common.errors import UserError
+from janus.model.config import PRESETS
 from pipelines.cli import main as pipelines
 from shards.cli import main as shards
 from trainer.cli import main as trainer
+from trainer.config import TrainConfig
 
 PROGRAMS = {"janus": janus, "trainer": trainer, "pipelines": pipelines, "shards": shards}
 COMMANDS = (
@@ -50,6 +54,7 @@ def test_every_command_with_a_device_is_tested() -> None:
         for command, entry in program.commands.items()
         if any("--device" in option.opts for option in entry.params if isinstance(option, click.Option))
     }
+    computing -= {("janus", "info")}  # counts for a device, on none
     assert computing == {tuple(command.split()[:2]) for command in COMMANDS}
 
 
@@ -82,12 +87,19 @@ def test_a_dtype_that_the_device_cannot_is_refused(options: tuple[str, ...], nam
     assert not (work / "new").exists()
 
 
-def test_a_dtype_is_resolved_once_and_heads_are_checked_for_flash_attention_alone() -> None:
-    used = device.use("CPU", "auto")
-    assert used == ("CPU", "float32")
-    device.check_head_sizes([24, 1024], used)
-    device.check_head_sizes([16, 64, 128, 512], device.Used("Ascend", "bfloat16"))
-    device.check_head_sizes([24], device.Used("Ascend", "float32"))
-    for size in (24, 528):
+def test_auto_is_resolved_to_the_devices_dtype() -> None:
+    assert device.use("CPU", "auto") == ("CPU", "float32")
+    assert TrainConfig(device="CPU").on_device().dtype == "float32"
+
+
+@pytest.mark.parametrize(("heads", "size"), [(32, None), (8, None), (6, 85), (3, 170), (1, None)])
+def test_bfloat16_takes_heads_that_flash_attention_takes(heads: int, size: int | None) -> None:
+    """Multiples of 16 up to 512; refused before the network is built, in bfloat16 alone."""
+    config = replace(PRESETS["bench"], text=replace(PRESETS["bench"].text, num_heads=heads))
+    folder = ModelFolder("odd", config)
+    if size:
         with pytest.raises(UserError, match=f"heads are {size} wide.*multiples of 16 up to 512"):
-            device.check_head_sizes([64, size], device.Used("Ascend", "bfloat16"))
+            folder.build("bfloat16")
+    else:
+        device.check_head_sizes(config.head_sizes, "bfloat16")
+    device.check_head_sizes(config.head_sizes, "float32")

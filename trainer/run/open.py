@@ -13,7 +13,7 @@ import yaml
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.errors import UserError
 from janus.common.files import exclusive_lock, hash_file, write_text
-from janus.device import Used, check_head_sizes
+from janus.device import check_head_sizes
 from janus.model.janus import PARTS, Janus, part_of
 from janus.prompts import SIGNATURES
 from janus.tokens import JanusTokenizer
@@ -68,7 +68,7 @@ def open_run(
     shapes = checkpoint.kept_shapes(now, accepted) if checkpoint else {}
     tokenizer = JanusTokenizer((shards.folder / TOKENIZER).parent)
     folder = open_model(str(checkpoint.folder) if checkpoint else config.model, tokenizer.folder)
-    check_head_sizes(folder.config.head_sizes, Used(config.device, config.dtype))
+    check_head_sizes(folder.config.head_sizes, config.dtype)
     check_model(config.model, config.counts, folder, shards, tokenizer)
     feed = Feed(shards, config, tokenizer.special, ImageShape.of(folder.config), shapes)
     now[SHAPES] = {task: shape.sizes for task, shape in feed.shapes.items()}
