@@ -56,7 +56,7 @@ def micro_batch(config: JanusConfig, work: Work, trained: Collection[str], dtype
     if drawn:
         head = Part(size, "gen_head" in trained, group="heads and loss")
         found += kernels.take_rows(work.positions, drawn, width, size, head.group)
-        found += kernels.mlp(drawn, (width, width, config.vq.num_embeddings), head)
+        found += kernels.mlp(drawn, (width, width, config.vq.num_embeddings), head, merged=True)
         found += kernels.cross_entropy(drawn, config.vq.num_embeddings, head)
     return found
 
@@ -84,45 +84,58 @@ def llama_layer(config: TextConfig, positions: int, spans: Sequence[int], part: 
 
 
 def _llama(config: TextConfig, positions: int, spans: Sequence[int], part: Part) -> Kernels:
-    angles = positions * config.head_size
-    yield kernels.simple("Mul", "rotary", kernels.INDEX * positions, FLOAT * angles)
-    for name in ("Cos", "Sin", "Cos", "Sin"):  # those of q are scaled
-        yield kernels.simple(name, "rotary", FLOAT * angles, part.size * angles, part.size * angles)
+    angles_b = FLOAT * positions * config.head_size
+    yield kernels.simple("Mul", "rotary", kernels.INDEX * positions, angles_b)
+    for name in ("Cos", "Sin", "Mul", "Mul"):  # those of the queries are scaled
+        yield kernels.simple(name, "rotary", angles_b, angles_b)
+    for _ in range(4 if part.size < FLOAT else 0):
+        yield kernels.simple("Cast", "rotary", angles_b, angles_b // 2, angles_b // 2)
     for _ in range(config.num_layers):
         yield from llama_layer(config, positions, spans, part)
     yield from kernels.norm("RmsNorm", positions, config.hidden_size, part)
 
 
 def _siglip(config: VisionConfig, images: int, part: Part) -> Kernels:
-    tokens, width, inner = config.num_image_tokens, config.hidden_size, config.intermediate_size
+    tokens, width = config.num_image_tokens, config.hidden_size
     patches, pixels = images * tokens, 3 * config.patch_size**2
-    x_b, cut_b = part.size * patches * width, FLOAT * patches * pixels
+    x_b, cut_b, position_b = part.size * patches * width, FLOAT * patches * pixels, FLOAT * tokens * width
     yield kernels.simple("Cast", "data", patches * pixels, cut_b)
+    yield kernels.simple("MulsSub", "data", cut_b, cut_b)
     yield kernels.simple("Transpose", "data", cut_b, cut_b)
-    yield from kernels.linear(patches, pixels, width, Part(FLOAT, part.trained, passes=False))
-    yield kernels.simple("Add", "adds", FLOAT * (patches + tokens) * width, x_b)
+    yield from kernels.linear(patches, pixels, width, Part(FLOAT, part.trained, passes=False), merged=True)
+    yield kernels.simple("Tile", "data", position_b, images * position_b)
+    yield kernels.simple("Add", "adds", 2 * images * position_b, x_b)
     if part.trained:
-        yield kernels.simple("ReduceSum", "adds", x_b, FLOAT * tokens * width)
+        yield kernels.simple("ReduceSum", "adds", images * position_b, position_b)
+        yield kernels.simple("ReduceSum", "adds", images * position_b, FLOAT * width)
         yield kernels.into_buffer(tokens * width, FLOAT)
     for _ in range(config.num_layers):
-        yield from kernels.norm("LayerNorm", patches, width, part)
-        for _ in range(3):
-            yield from kernels.linear(patches, width, width, part)
-        if part.backward:
-            yield kernels.simple("AddN", "adds", 3 * x_b, x_b)
-        yield from kernels.attention(width, config.num_heads, patches, [tokens] * images, part, causal=False)
-        yield from kernels.linear(patches, width, width, part)
-        yield from kernels.add(x_b, part)
-        yield from kernels.norm("LayerNorm", patches, width, part)
-        yield from kernels.mlp(patches, (width, inner, width), part)
-        yield from kernels.add(x_b, part)
+        yield from siglip_layer(config, images, part)
     yield from kernels.norm("LayerNorm", patches, width, part)
+
+
+def siglip_layer(config: VisionConfig, images: int, part: Part) -> Kernels:
+    """One layer of SigLIP, as `llama_layer`."""
+    tokens, width, inner = config.num_image_tokens, config.hidden_size, config.intermediate_size
+    patches, x_b = images * tokens, part.size * images * tokens * width
+    yield from kernels.norm("LayerNorm", patches, width, part)
+    for _ in range(3):
+        yield from kernels.linear(patches, width, width, part)
+    if part.backward:
+        yield kernels.simple("AddN", "adds", 3 * x_b, x_b)  # what comes back through q, k and v
+    yield from kernels.attention(width, config.num_heads, patches, [tokens] * images, part, causal=False)
+    yield from kernels.linear(patches, width, width, part, merged=True)
+    yield from kernels.add(x_b, part)
+    yield from kernels.norm("LayerNorm", patches, width, part)
+    yield from kernels.mlp(patches, (width, inner, width), part, merged=True)
+    yield from kernels.add(x_b, part)
 
 
 def _place(positions: int, images: int, width: int, size: int) -> Kernels:
     """Text and pictures behind each other, then each position's row."""
-    both_b = size * (positions + images) * width
+    both_b, index_b = size * (positions + images) * width, kernels.INDEX * positions
     yield kernels.simple("Concat", "moves", both_b, both_b)
+    for name in ("Greater", "Add", "Select"):
+        yield kernels.simple(name, "moves", index_b, index_b)
     yield from kernels.take_rows(positions + images, positions, width, size, "moves")
-    for rows in (positions, images):
-        yield kernels.simple("Slice", "moves", size * rows * width, size * rows * width)
+    yield kernels.simple("Split", "moves", both_b, both_b)

@@ -66,8 +66,11 @@ class Part(NamedTuple):
         return self.trained or self.passes
 
 
-def linear(m: int, k: int, n: int, part: Part, bias: bool = True) -> Kernels:
-    """A product with a weight, its two gradients, and the bias."""
+def linear(m: int, k: int, n: int, part: Part, bias: bool = True, merged: bool = False) -> Kernels:
+    """A product with a weight, its two gradients, and the bias.
+
+    merged: one kernel adds the bias and what follows it, and sums its gradient.
+    """
     size = part.size
     yield _product(m, k, n, part)
     if part.passes:
@@ -75,10 +78,10 @@ def linear(m: int, k: int, n: int, part: Part, bias: bool = True) -> Kernels:
     if part.trained:
         yield _product(k, m, n, part)
         yield into_buffer(k * n, size)
-    if bias:
+    if bias and not merged:
         yield simple("BiasAdd", "adds", size * (m + 1) * n, size * m * n)
     if bias and part.trained:
-        yield simple("BiasAddGrad", "adds", size * m * n, size * n)
+        yield from () if merged else (simple("BiasAddGrad", "adds", size * m * n, size * n),)
         yield into_buffer(n, size)
 
 
@@ -86,14 +89,14 @@ def _product(m: int, k: int, n: int, part: Part) -> Kernel:
     return Kernel("MatMul", part.group, part.size * (m * k + k * n), part.size * m * n, 2 * m * k * n)
 
 
-def mlp(m: int, widths: tuple[int, int, int], part: Part) -> Kernels:
-    """Two linear layers with GELU between them."""
+def mlp(m: int, widths: tuple[int, int, int], part: Part, merged: bool = False) -> Kernels:
+    """Two linear layers with GELU between them. merged: as `linear` has it, of the second's bias."""
     (inputs, inner, outputs), inner_b = widths, part.size * m * widths[1]
     yield from linear(m, inputs, inner, part)
     yield simple("GeluExt", "activations", inner_b, inner_b, (part.backward + part.trained) * inner_b)
     if part.backward:
         yield simple("GeluGradExt", "activations", 2 * inner_b, inner_b)
-    yield from linear(m, inner, outputs, part._replace(passes=part.backward))
+    yield from linear(m, inner, outputs, part._replace(passes=part.backward), merged=merged)
 
 
 def swiglu(m: int, inner: int, part: Part) -> Kernels:
@@ -149,7 +152,7 @@ def norm(name: str, rows: int, width: int, part: Part) -> Kernels:
     if part.backward and added:
         yield simple("AddN", "adds", 2 * x_b, x_b)
     if part.trained:
-        yield from (into_buffer(width, FLOAT) for _ in range(count))
+        yield from (into_buffer(width, FLOAT if count == 1 else part.size) for _ in range(count))
 
 
 def add(x_b: int, part: Part) -> Kernels:
@@ -204,7 +207,7 @@ def update(elements: int, rounded: bool) -> Kernels:
     yield simple("SquareSum", "optimizer", float_b, FLOAT)
     yield simple("Mul", "optimizer", float_b, float_b)
     yield simple("AdamApplyOneWithDecayAssign", "optimizer", 4 * float_b, 3 * float_b)
-    yield simple("AssignSub", "optimizer", 2 * float_b, float_b)
+    yield simple("Fill", "optimizer", FLOAT, float_b)
     if rounded:
         yield simple("Cast", "optimizer", float_b, float_b // 2)
 
