@@ -195,8 +195,8 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """A tensor of zeros, made on the device: a 7B's moments are 55 GiB that no host has to hold."""
     import mindspore as ms
 
-    if current() == "CPU":  # numpy's zeros take no memory before they are written
-        return ms.Tensor.from_numpy(np.zeros(shape, ms.dtype_to_nptype(dtype)))
+    if current() == "CPU":  # all float32; numpy's zeros take no memory before they are written
+        return ms.Tensor.from_numpy(np.zeros(shape, np.float32))
     return ms.ops.zeros(shape, dtype)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 
 from janus import device
+from janus.model.kernels import body
 from janus.model.weights import pieces
 from trainer.config import TrainConfig
 
@@ -79,7 +80,7 @@ class AdamW:
         """Clip gradients of this global norm and take one step at learning rate `rate`; does not wait."""
         self._step += 1
         clip = min(1.0, self._config.clip_norm / (norm + 1e-6))  # as torch's `clip_grad_norm_`
-        factors = clip, *adamw_rates(self._step, rate, self._config)
+        factors = clip, *adamw_rates(self._step, rate, self._config), 0.0
         self._update(*(Tensor(np.float32(factor)) for factor in factors))
 
     def state(self) -> dict[str, Tensor]:
@@ -102,20 +103,19 @@ class _Update(nn.Cell):
         self.p = ParameterTuple([own.master for own in trained])
         self.g, self.numbers = ParameterTuple([own.gradient for own in trained]), numbers
         self.m, self.v = (ParameterTuple(zeros_like(weights, name)) for name in ("adam_m", "adam_v"))
-        self.weights = ParameterTuple(weights)
-        self.rounded = [own.weight is not own.master for own in trained]
+        lowered = [i for i, own in enumerate(trained) if own.weight is not own.master]
+        self.lowered, self.copies = tuple(lowered), ParameterTuple([weights[i] for i in lowered])
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
-        self.adamw = ops.AdamWeightDecay()
+        self.adamw, self.empty = ops.AdamWeightDecay(), body().Empty()
 
-    def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor) -> Tensor:
+    def construct(self, clip: Tensor, rate: Tensor, eps: Tensor, decay: Tensor, zero: Tensor) -> Tensor:
         for i in range(len(self.p)):
             g = self.g[i] * clip
             self.adamw(self.p[i], self.m[i], self.v[i], rate, self.beta1, self.beta2, eps, decay, g)
-            # Assigned zeros would be constants of the graph, one for every weight.
-            ops.assign_sub(self.g[i], self.g[i])
-            if self.rounded[i]:
-                ops.assign(self.weights[i], self.p[i].astype(self.weights[i].dtype))
-        return ops.assign_sub(self.numbers, self.numbers)
+            self.empty(self.g[i], zero)
+        for i in range(len(self.copies)):
+            ops.assign(self.copies[i], self.p[self.lowered[i]].astype(self.copies[i].dtype))
+        return self.empty(self.numbers, zero)
 
 
 def zeros_like(weights: Sequence[Parameter], prefix: str) -> list[Parameter]:

@@ -19,7 +19,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from janus.common.graph_cache import Graphs, graph_folder
 from janus.inspect.costs import Work, operations
 from janus.model.janus import Janus, part_of
-from janus.model.kernels import body
+from janus.model.kernels import body, plain
 from janus.model.layers import lower, working_weights
 from janus.model.loss import TaskLoss, TokenScores
 from janus.prompts import TASKS, Signature
@@ -90,16 +90,15 @@ class _Measure(nn.Cell):
 
 
 class _Discard(nn.Cell):
-    """Empty the buffers, whatever they hold: NaN − NaN is NaN."""
+    """Empty the buffers, in the plain form: what is not finite goes, too."""
 
     def __init__(self, buffers: list[Parameter]) -> None:
         super().__init__(auto_prefix=False)
-        self.buffers = ParameterTuple(buffers)
+        self.buffers, self.empty = ParameterTuple(buffers), plain.Empty()
 
     def construct(self, zero: Tensor) -> Tensor:
-        # Zeros of an argument: else they are constants of the graph, one for every weight.
         for i in range(len(self.buffers)):
-            ops.assign(self.buffers[i], ops.broadcast_to(zero, self.buffers[i].shape))
+            self.empty(self.buffers[i], zero)
         return zero
 
 

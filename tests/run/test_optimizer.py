@@ -17,9 +17,10 @@ from rounding import UNIT, rounding_bound
 from runs import left_behind, records, train, train_well
 from safetensors.numpy import load_file, save_file
 
+from janus.model import kernels
 from shards.read import ShardSet
 from trainer.config import TrainConfig
-from trainer.optimizer import AdamW, learning_rate, zeros_like
+from trainer.optimizer import AdamW, Trained, learning_rate, zeros_like
 
 CONFIG = replace(TrainConfig(), device="CPU")
 
@@ -29,7 +30,7 @@ def _optimizer(start: np.ndarray, config: TrainConfig, to_graph: Callable | None
     (gradient,) = zeros_like([weight], "gradient")
     numbers = Parameter(Tensor(np.zeros(4, np.float32)), name="numbers")
     to_graph = to_graph or (lambda cell, name: cell)
-    return weight, gradient, AdamW([(weight, gradient)], numbers, config, to_graph)
+    return weight, gradient, AdamW([Trained(weight, gradient, weight)], numbers, config, to_graph)
 
 
 def _reference(weight: np.ndarray, gradients: np.ndarray, rate: float, config: TrainConfig) -> np.ndarray:
@@ -46,9 +47,13 @@ def _reference(weight: np.ndarray, gradients: np.ndarray, rate: float, config: T
     return weight
 
 
+@pytest.mark.parametrize("body", ["cpu", "plain"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [0.01, 10.0])
-def test_adamw_has_torchs_numbers(decay: float, scale: float) -> None:
+def test_adamw_has_torchs_numbers(
+    decay: float, scale: float, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kernels.BODIES, "CPU", body)
     config = replace(CONFIG, weight_decay=decay)
     generator = np.random.default_rng(0)
     start = generator.standard_normal((5, 7)).astype(np.float32)
@@ -61,6 +66,23 @@ def test_adamw_has_torchs_numbers(decay: float, scale: float) -> None:
     expected = _reference(start, gradients, 1e-2, config)
     # 20 updates, four roundings each: of the decay, both factors of the step, and the difference.
     np.testing.assert_allclose(weight.asnumpy(), expected, rtol=0, atol=rounding_bound(start, 20, 4))
+
+
+def test_a_shorter_weight_is_the_rounded_copy_of_its_float32_master() -> None:
+    """A step that moves the master by less than the copy's last digit is kept. Float16: a CPU assigns it."""
+    (master, weight), moves = (Parameter(Tensor(np.ones(1, np.float32)), name=n) for n in ("m", "w")), []
+    weight.set_dtype(ms.float16)
+    (gradient,) = zeros_like([weight], "gradient")
+    numbers = Parameter(Tensor(np.zeros(4, np.float32)), name="numbers")
+    optimizer = AdamW([Trained(weight, gradient, master)], numbers, CONFIG, lambda cell, name: cell)
+    for _ in range(8):
+        ops.assign(gradient, Tensor(np.full(1, 0.5, np.float32)))
+        optimizer.apply(0.5, 1e-4)
+        moves.append((master.asnumpy()[0], weight.astype(ms.float32).asnumpy()[0]))
+    masters, weights = map(np.array, zip(*moves, strict=True))
+    np.testing.assert_allclose(masters, 1 - 1e-4 * np.arange(1, 9), rtol=1e-6)
+    assert weights[0] == weights[1] == 1.0
+    np.testing.assert_array_equal(weights, masters.astype(np.float16))
 
 
 def test_a_thousand_small_steps_move_a_weight_as_far_as_they_should() -> None:

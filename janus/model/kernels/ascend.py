@@ -29,6 +29,7 @@ AddBias = plain.AddBias
 Attention = plain.Attention
 Conv3x3 = plain.Conv3x3
 Embed = plain.Embed
+Empty = plain.Empty
 GroupNorm = plain.GroupNorm
 SumOfSquares = plain.SumOfSquares
 

@@ -8,7 +8,7 @@ H×W pixels, C channels, N states that predict, V classes, E width of an embeddi
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 Tensors = tuple[Tensor, ...]
 JOINED = False
@@ -172,6 +172,16 @@ class SumOfSquares(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return ops.square(x).sum()
+
+
+class Empty(nn.Cell):
+    """Fill a buffer, whatever it holds, with `zero`, which is an argument of the graph.
+
+    Zeros written in the graph would be a constant of it for each buffer.
+    """
+
+    def construct(self, buffer: Parameter, zero: Tensor) -> Tensor:
+        return ops.assign(buffer, ops.broadcast_to(zero, buffer.shape))
 
 
 class GroupNorm(nn.Cell):
