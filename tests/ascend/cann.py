@@ -1,8 +1,9 @@
 """The operations of MindSpore that only CANN has kernels for, in NumPy, so that they run op by op on a CPU.
 
-Each has the signature of MindSpore's own, computes in float64 what its documentation says (the forms of
-`bench/ascend/emulation`, without rounding), and refuses what the documentation refuses. They stand in for
-third-party kernels: `janus/model/kernels/ascend.py` itself runs as it is.
+Each has the signature of MindSpore's own, computes what its documentation says (the forms of
+`bench/ascend/emulation`) and refuses what the documentation refuses. In bfloat16 they round as CANN does; in
+every other type they compute in float64. They stand in for third-party kernels alone:
+`janus/model/kernels/ascend.py` itself runs as it is, but for the sum in the gradient of a bias.
 """
 
 from collections.abc import Callable
@@ -11,16 +12,18 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 from bench.ascend.emulation import forms
-from bench.ascend.emulation.rounding import EXACT
+from bench.ascend.emulation.rounding import BFLOAT16, EXACT, Arithmetic
+from janus.model import kernels, layers
+from janus.model.kernels import ascend
 
 Arrays = tuple[np.ndarray, ...]
 
 
 class _Operation(nn.Cell):
-    """forward: arrays to the result. backward: the result's gradient to those of the arrays.
+    """forward: arrays to the result. backward: the result's gradient to those of the first arrays.
 
     A Cell a call: what forward keeps for backward is the closure's.
     """
@@ -32,48 +35,64 @@ class _Operation(nn.Cell):
         self.forward, self.backward = forward, backward
 
     def construct(self, *tensors: Tensor) -> Tensor:
-        return Tensor(self.forward(*map(_doubles, tensors)), tensors[0].dtype)
+        return _tensor(self.forward(*map(_array, tensors)), tensors[0])
 
     def bprop(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         *tensors, _, dout = arguments
-        gradients = self.backward(_doubles(dout))
+        gradients = self.backward(_array(dout))
         if isinstance(gradients, np.ndarray):
             gradients = (gradients,)
-        found = [Tensor(g, x.dtype) for g, x in zip(gradients, tensors, strict=False)]
+        found = [_tensor(gradient, x) for gradient, x in zip(gradients, tensors, strict=False)]
         return (*found, *(ops.zeros_like(x) for x in tensors[len(found) :]))
 
 
-def _doubles(x: Tensor) -> np.ndarray:
-    return x.asnumpy().astype(np.int64 if x.dtype in (ms.int32, ms.int64) else np.float64)
+def _array(x: Tensor) -> np.ndarray:
+    """float32 of bfloat16, whose values NumPy does not have; integers; else float64."""
+    if x.dtype == ms.bfloat16:
+        return x.astype(ms.float32).asnumpy()
+    array = x.asnumpy()
+    return array if array.dtype.kind == "i" else array.astype(np.float64)
+
+
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    if like.dtype == ms.bfloat16:
+        return Tensor(array.astype(np.float32)).astype(ms.bfloat16)
+    return Tensor(array, like.dtype)
+
+
+def _arithmetic(*tensors: Tensor) -> Arithmetic:
+    """How tensors of one type are computed with."""
+    _require(len({tensor.dtype for tensor in tensors}) == 1, "one dtype")
+    return BFLOAT16 if tensors[0].dtype == ms.bfloat16 else EXACT
 
 
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, None]:
     """`ops.rms_norm`; without its second result, the root."""
-    kept: Arrays = ()
+    a, kept = _arithmetic(x, gamma), ()
 
     def forward(x_PD: np.ndarray, weight_D: np.ndarray) -> np.ndarray:
         nonlocal kept
-        y_PD, root_P1 = forms.rms_norm(EXACT, x_PD, weight_D, epsilon)
+        y_PD, root_P1 = forms.rms_norm(a, x_PD, weight_D, epsilon)
         kept = x_PD, root_P1, weight_D
         return y_PD
 
-    return _Operation(forward, lambda dy: forms.rms_norm_gradient(EXACT, dy, *kept))(x, gamma), None
+    return _Operation(forward, lambda dy: forms.rms_norm_gradient(a, dy, *kept))(x, gamma), None
 
 
 def swiglu(input: Tensor, dim: int = -1) -> Tensor:
     """`ops.swiglu` over the last axis."""
     _require(dim == -1, "dim -1")
-    both = _doubles(input)
-    return _Operation(
-        lambda both: forms.swiglu(EXACT, both), lambda dy: forms.swiglu_gradient(EXACT, dy, both)
-    )(input)
+    a, both = _arithmetic(input), _array(input)
+    return _Operation(lambda both: forms.swiglu(a, both), lambda dy: forms.swiglu_gradient(a, dy, both))(
+        input
+    )
 
 
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     """`mint.nn.functional.gelu`, the error-function form."""
     _require(approximate == "none", "approximate none")
-    x = _doubles(input)
-    return _Operation(lambda x: forms.gelu(EXACT, x), lambda dy: forms.gelu_gradient(EXACT, dy, x))(input)
+    a, x = _arithmetic(input), _array(input)
+    return _Operation(lambda x: forms.gelu(a, x), lambda dy: forms.gelu_gradient(a, dy, x))(input)
 
 
 def rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor, mode: int = 0) -> Tensor:
@@ -82,11 +101,10 @@ def rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor, mode: int = 0
     batch, length, _, size = x.shape
     _require(cos.shape == sin.shape == (1, length, 1, size), "angles (1, S, 1, D)")
     _require(batch == 1 and size % 2 == 0 and size < 896, "one batch, even D below 896")
-    _require(x.dtype == cos.dtype == sin.dtype, "one dtype")
-    turns = [_doubles(angles)[0] for angles in (cos, sin)]
+    a, turns = _arithmetic(x, cos, sin), [_array(angles)[0] for angles in (cos, sin)]
     return _Operation(
-        lambda x, *_: forms.rotary(EXACT, x[0], *turns)[None],
-        lambda dy: forms.rotary_gradient(EXACT, dy[0], *turns)[None],
+        lambda x, *_: forms.rotary(a, x[0], *turns)[None],
+        lambda dy: forms.rotary_gradient(a, dy[0], *turns)[None],
     )(x, cos, sin)
 
 
@@ -105,6 +123,8 @@ def flash_attention_score(
     sparse_mode: int = 0,
 ) -> Tensor:
     """`ops.flash_attention_score` of TND with causal segments, and of BSND without a mask."""
+    a = _arithmetic(query, key, value)
+    _require(query.dtype != ms.float32, "bfloat16 or float16")
     _require(query.shape == key.shape == value.shape, "as many keys as queries")
     *_, heads, size = query.shape
     _require(heads == head_num and size % 16 == 0 and size <= 512, "N = head_num; D a multiple of 16 to 512")
@@ -125,11 +145,11 @@ def flash_attention_score(
 
     def forward(*arrays: np.ndarray) -> np.ndarray:
         flat = [array.reshape(-1, heads, size) for array in arrays]
-        kept[:] = [tuple(flat), forms.attention(EXACT, tuple(flat), *rest)]
+        kept[:] = [tuple(flat), forms.attention(a, tuple(flat), *rest)]
         return kept[1][0].reshape(query.shape)
 
     def backward(dout: np.ndarray) -> Arrays:
-        found = forms.attention_gradient(EXACT, dout.reshape(-1, heads, size), *kept, *rest)
+        found = forms.attention_gradient(a, dout.reshape(-1, heads, size), *kept, *rest)
         return tuple(gradient.reshape(query.shape) for gradient in found)
 
     return _Operation(forward, backward)(query, key, value)
@@ -162,22 +182,70 @@ def cross_entropy(
     )(input, target)
 
 
+def layer_norm(begin_norm_axis: int, begin_params_axis: int, epsilon: float) -> Callable[..., tuple[Tensor]]:
+    """`ops.LayerNorm`, of which a CPU has all but bfloat16; its first result."""
+    whole = LAYER_NORM(begin_norm_axis, begin_params_axis, epsilon)
+
+    def normed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+        a = _arithmetic(x, weight, bias)
+        if a is EXACT:
+            return (whole(x, weight, bias)[0],)
+        x_PD, weight_D = _array(x), _array(weight)
+        operation = _Operation(
+            lambda x, weight, bias: forms.layer_norm(a, x, weight, bias, epsilon),
+            lambda dy: forms.layer_norm_gradient(a, dy, x_PD, weight_D, epsilon),
+        )
+        return (operation(x, weight, bias),)
+
+    return normed
+
+
+def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
+    """`ops.MatMul(transpose_b=True)`, of which a CPU has all but bfloat16."""
+    a = _arithmetic(x, weight)
+    if a is EXACT:
+        return MATMUL(x, weight)
+    x_PD, weight_FD = _array(x), _array(weight)
+    return _Operation(
+        lambda x, weight: forms.product(a, x, weight.T),
+        lambda dy: (forms.product(a, dy, weight_FD), forms.product(a, dy.T, x_PD)),
+    )(x, weight)
+
+
+def assign(variable: Parameter, value: Tensor) -> Tensor:
+    """`ops.assign`, of which a CPU has all but bfloat16."""
+    if value.dtype == ms.bfloat16:
+        variable.set_data(value)
+        return variable
+    return ASSIGN(variable, value)
+
+
+class AddBias(nn.Cell):
+    """x + b; in bfloat16 a CPU cannot add up the gradient of b."""
+
+    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+        a = _arithmetic(x, bias)
+        return _Operation(lambda x, bias: a.store(x + bias), lambda dy: (dy, a.store(dy.sum(0))))(x, bias)
+
+
 def _require(met: bool, what: str) -> None:
     if not met:
         raise ValueError(f"CANN's documentation asks for {what}")
 
 
+ASSIGN, LAYER_NORM, MATMUL = ops.assign, ops.LayerNorm, layers.matmul_transposed
 REPLACED = {
-    ops: (rms_norm, swiglu, rotary_position_embedding, flash_attention_score),
+    ops: (assign, rms_norm, swiglu, rotary_position_embedding, flash_attention_score),
     mint.nn.functional: (gelu, cross_entropy),
 }
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Put them in the place of MindSpore's own, and the Ascend kernels in that of the CPU's."""
-    from janus.model import kernels
-
     for module, functions in REPLACED.items():
         for function in functions:
             patch.setattr(module, function.__name__, function)
+    patch.setattr(ops, "LayerNorm", layer_norm)
+    patch.setattr(layers, "matmul_transposed", matmul_transposed)
+    patch.setattr(ascend, "AddBias", AddBias)
     patch.setitem(kernels.BODIES, "CPU", "ascend")

@@ -4,8 +4,6 @@ float64 makes an Ascend body take the way of bfloat16, flash attention included,
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from paths import GOLDEN, needs_shared
 from rounding import gradient_bound, rounding_bound
-from trainer_shards import CODES, CONFIG, SIDE, TOKENS, make_trainable, shape_of
+from trainer_shards import CONFIG
 
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.inspect.bounds import LOSS, RELATIVE
@@ -23,11 +21,7 @@ from janus.model.kernels import ascend, plain
 from janus.model.layers import working_weights
 from janus.model.loss import TaskLoss
 from janus.prompts import SIGNATURES
-from janus.tokens import JanusTokenizer
-from shards.read import ShardSet
-from shards.schema import RowBlock
-from trainer.stream.collate import collate
-from trainer.stream.shapes import Batch, ImageShape
+from trainer.stream.shapes import Batch
 
 LENGTHS = [4, 1, 3, 1, 5]
 """Segments: samples of 4 and 3 tokens, one of a single token, an absent one, padding behind them."""
@@ -161,25 +155,6 @@ def test_what_flash_attention_does_not_take_is_refused(ends: object, asks: str, 
         attention(q, k, v, (None, Tensor(np.array(ends))))
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_trainable(tmp_path_factory.mktemp("shards"), dict.fromkeys(TASKS, 2))
-
-
-TASKS = ("text", "vqa", "t2i", "edit")
-
-
-def _batch(shards: Path, task: str) -> Batch:
-    """Two samples in a micro-batch with room for three, and segment ends, as collate makes it for Ascend."""
-    rows = ShardSet.open(shards).rows("train", task)
-    samples = [rows.read(i) for i in range(2)]
-    shape = shape_of(samples, ImageShape(SIDE, TOKENS, CODES), spare=1)
-    shape = replace(shape, attention_rows=0, length=0)
-    special = JanusTokenizer(shards / "tokenizer").special
-    (batch,) = collate(task, RowBlock.of(samples), [2], shape, special)
-    return batch
-
-
 def _in_float64(model: nn.Cell) -> nn.Cell:
     for weight in working_weights(model):
         weight.set_dtype(ms.float64)
@@ -201,11 +176,11 @@ PRODUCTS = 2 * (4 + 6 + 6)
 """One behind the other: aligner and head, a vision layer, a Llama layer; forward and backward."""
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["text", "vqa", "t2i", "edit"])
 def test_a_task_has_the_loss_and_gradients_of_plain_kernels(
-    task: str, shards: Path, on_cann: None, monkeypatch: pytest.MonkeyPatch
+    task: str, batch_of: Callable[[str], Batch], on_cann: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = _batch(shards, task)
+    batch = batch_of(task)
     assert len(np.unique(batch.segment_ends_N)) == 4  # two samples, an absent one, padding
     source = ModelFolder("random", CONFIG)
     ours, found = _loss_and_gradients(_in_float64(source.build()), task, batch)

@@ -89,6 +89,10 @@ def _norms(c: _Cases, tokens: int, width: int) -> None:
         results.append((y_PD, *forms.rms_norm_gradient(a, dy_PD, x_PD, root_P1, weight_D)))
     for result, found, exact in zip(("value", "dx", "dw"), *results, strict=True):
         c.note("RMSNorm", size, result, found, exact)
+    branch_PD = c.draw(tokens, width, spread=0.5)
+    added = [forms.add_rms_norm(a, x_PD, branch_PD, weight_D, EPS) for a in (BFLOAT16, EXACT)]
+    for result, found, exact in zip(("sum", "value"), *(own[:2] for own in added), strict=True):
+        c.note("sum and RMSNorm", size, result, found, exact)
 
 
 def _layer_norms(c: _Cases, tokens: int, width: int) -> None:

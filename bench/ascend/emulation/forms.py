@@ -32,6 +32,20 @@ def rms_norm(a: Arithmetic, x_PD: np.ndarray, weight_D: np.ndarray, eps: float) 
     return a.store(x_PD * root_P1 * weight_D), root_P1
 
 
+def add_rms_norm(
+    a: Arithmetic, x_PD: np.ndarray, branch_PD: np.ndarray, weight_D: np.ndarray, eps: float
+) -> Arrays:
+    """(x + branch, its RMS norm, the root): what MindSpore's compiler makes of a sum and the norm behind it.
+
+    The sum is rounded for memory, but normed as it was; normed, it is rounded before and behind the weight
+    (ops-nn, norm/add_rms_norm/op_kernel/add_rms_norm.h, CAST_RINT). The gradient is that of the two apart.
+    """
+    x_PD, branch_PD, weight_D = a.load(x_PD, branch_PD, weight_D)
+    total_PD = x_PD + branch_PD
+    root_P1 = 1 / np.sqrt(np.square(total_PD).mean(-1, keepdims=True) + a.inner(eps))
+    return a.store(total_PD), a.store(a.store(total_PD * root_P1) * weight_D), root_P1
+
+
 def rms_norm_gradient(
     a: Arithmetic, dy_PD: np.ndarray, x_PD: np.ndarray, root_P1: np.ndarray, weight_D: np.ndarray
 ) -> Arrays:

@@ -110,9 +110,10 @@ class Network:
         x_PD = a.store(w["embed"][batch.ids_P].astype(a.inner))
         codes_ME = a.store(w["code"][batch.codes_M].astype(a.inner))
         x_PD[batch.picture] = self._mlp("aligner", codes_ME)
+        branch_PD = None
         for i in range(self.sizes.layers):
-            x_PD = self._layer(f"{i}.", x_PD)
-        hidden_PD = self._norm("norm", x_PD)
+            x_PD, branch_PD = self._layer(f"{i}.", x_PD, branch_PD)
+        _, hidden_PD = self._norm("norm", x_PD, branch_PD)
         self.targets = len(batch.text_labels_N) + len(batch.image_labels_N)
         logits_NV = self._linear("head", hidden_PD[batch.text_rows_N])
         text, self._kept["text"] = forms.cross_entropy(a, logits_NV, batch.text_labels_N)
@@ -136,16 +137,19 @@ class Network:
         self.gradients["embed"] = forms.embed_gradient(a, dx_PD, batch.ids_P, self.sizes.vocabulary)
         self.gradients["code"] = forms.embed_gradient(a, dcodes_ME, batch.codes_M, self.sizes.codes)
 
-    def _layer(self, name: str, x_PD: np.ndarray) -> np.ndarray:
+    def _layer(self, name: str, x_PD: np.ndarray, branch_PD: np.ndarray | None) -> forms.Arrays:
+        """The residual stream, and what is to be added to it."""
         a, kept, (turns, query_turns) = self.a, self._kept, self.turns
-        parts = np.split(self._linear(name + "qkv", self._norm(name + "in", x_PD)), 3, -1)
+        x_PD, normed_PD = self._norm(name + "in", x_PD, branch_PD)
+        parts = np.split(self._linear(name + "qkv", normed_PD), 3, -1)
         q, k, v = (part.reshape(len(x_PD), -1, HEAD) for part in parts)
         qkv = forms.rotary(a, q, *query_turns), forms.rotary(a, k, *turns), v
         attended = forms.attention(a, qkv, self.batch.ends, 1.0, True)
         kept[name + "attended"] = qkv, attended
-        x_PD = a.store(x_PD + self._linear(name + "o", attended[0].reshape(x_PD.shape)))
-        kept[name + "both"] = self._linear(name + "up", self._norm(name + "post", x_PD))
-        return a.store(x_PD + self._linear(name + "down", forms.swiglu(a, kept[name + "both"])))
+        attended_PD = self._linear(name + "o", attended[0].reshape(x_PD.shape))
+        x_PD, normed_PD = self._norm(name + "post", x_PD, attended_PD)
+        kept[name + "both"] = self._linear(name + "up", normed_PD)
+        return x_PD, self._linear(name + "down", forms.swiglu(a, kept[name + "both"]))
 
     def _back_layer(self, name: str, dx_PD: np.ndarray) -> np.ndarray:
         a, kept, (turns, query_turns) = self.a, self._kept, self.turns
@@ -178,10 +182,14 @@ class Network:
         self.gradients[name + ".0b"] = self.a.store(dinner.sum(0))
         return self._back_linear(name + ".0", dinner)
 
-    def _norm(self, name: str, x_PD: np.ndarray) -> np.ndarray:
-        y_PD, root_P1 = forms.rms_norm(self.a, x_PD, self.weights[name], EPS)
+    def _norm(self, name: str, x_PD: np.ndarray, branch_PD: np.ndarray | None) -> forms.Arrays:
+        """x with the branch added, and its norm."""
+        if branch_PD is None:
+            y_PD, root_P1 = forms.rms_norm(self.a, x_PD, self.weights[name], EPS)
+        else:
+            x_PD, y_PD, root_P1 = forms.add_rms_norm(self.a, x_PD, branch_PD, self.weights[name], EPS)
         self._kept[name] = x_PD, root_P1
-        return y_PD
+        return x_PD, y_PD
 
     def _back_norm(self, name: str, dy_PD: np.ndarray) -> np.ndarray:
         x_PD, root_P1 = self._kept[name]
