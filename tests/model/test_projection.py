@@ -7,6 +7,7 @@ from math import prod
 
 import pytest
 from commands import invoke
+from paths import ROOT
 
 from bench.ascend import projection as page
 from janus.cli import main
@@ -151,6 +152,14 @@ def test_7b_does_not_fit_and_1b_does() -> None:
         state = memory["total"] - memory["in_graph"] - memory["activations"]
         assert state / 2**30 == pytest.approx(gib - 2 * tables / 2**30, abs=0.05)
         assert (memory["total"] / 2**30 < 58) is fits
+
+
+def test_readme_says_what_the_command_computes() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for preset in ("1b", "7b"):
+        stages = [project(PRESETS[preset], Load(dtype="bfloat16"), Step(n), Card(), True) for n in (1, 2, 3)]
+        first, second, third = (f"{stage['memory']['total'] / 2**30:.1f}" for stage in stages)
+        assert f"{preset.upper()} {first}, {second} and {third}" in readme
 
 
 def test_a_kernel_takes_as_long_as_its_slowest_limit() -> None:
