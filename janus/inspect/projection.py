@@ -197,7 +197,7 @@ def _memory(
     """Bytes on the card by what they are for, and on the host while the network is loaded.
 
     in_graph: the gradients of a micro-batch, all alive before the first is added to its buffer, as on a CPU.
-    activations: what is kept for the backward, and the operands of the largest kernel.
+    activations: what is kept for the backward, and the largest gradient that comes in and goes out.
     """
     size = BYTES[dtype]
     mine = _trained(weights, batches, trained)
@@ -217,8 +217,9 @@ def _memory(
 
 
 def _activations(kernels: Sequence[Kernel]) -> int:
-    largest = max(k.reads + k.writes for k in kernels if k.group != "gradient sums")
-    return sum(kernel.kept for kernel in kernels) + largest
+    of_weights = ("AssignAdd", "UnsortedSegmentSum")
+    largest = max(kernel.writes for kernel in kernels if kernel.name not in of_weights)
+    return sum(kernel.kept for kernel in kernels) + 2 * largest
 
 
 def lines(description: dict[str, Any]) -> Iterator[str]:
