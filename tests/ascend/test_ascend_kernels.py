@@ -11,9 +11,10 @@ import pytest
 from mindspore import Tensor, nn, ops
 from paths import GOLDEN, needs_shared
 from rounding import gradient_bound, rounding_bound
-from trainer_shards import CONFIG
+from trainer_shards import CONFIG, SIDE, TOKENS, word_tokenizer
 
 from janus.checkpoint.folder import ModelFolder, open_model
+from janus.generate.decode import Decoder
 from janus.inspect.bounds import LOSS, RELATIVE
 from janus.inspect.verify import gradient_norms, open_cases, parted, task_values
 from janus.model import kernels
@@ -203,3 +204,24 @@ def test_a_task_has_the_loss_and_gradients_of_the_reference(task: str, on_cann: 
     assert loss == pytest.approx(cases.facts["losses"][task], abs=LOSS)
     expected = cases.facts["grad_norms"][task]
     assert gradient_norms(gradients) == pytest.approx(expected, rel=RELATIVE)
+
+
+def _decoded(model: nn.Cell, draws: bool) -> np.ndarray:
+    """Logits (calls, B, V) of a prompt with a picture and a shorter one without, and of two tokens behind."""
+    special = word_tokenizer().special
+    words, picture = np.arange(1, 8), np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    shown = np.concatenate([words, np.full(TOKENS, special.image_placeholder), words])
+    decoder = Decoder(model, special, draws, 2, length=32, slots=36, images=1, jit=lambda cell, name: cell)
+    prompt = decoder.prefill([shown, words], [picture])
+    return np.stack([prompt, *(decoder.step(np.array([3, 5 + i], np.int32)) for i in range(2))])
+
+
+@pytest.mark.parametrize("draws", [False, True], ids=["text", "pictures"])
+def test_a_decoder_has_the_logits_of_plain_kernels(
+    draws: bool, on_cann: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ModelFolder("random", CONFIG)
+    found = _decoded(source.build(), draws)
+    monkeypatch.setitem(kernels.BODIES, "CPU", "plain")
+    exact = _decoded(source.build(), draws)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=rounding_bound(exact, WIDEST, PRODUCTS // 2))
