@@ -80,21 +80,21 @@ def _use_ascend(device_id: int) -> None:
         )
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the error below says it in one line
+    ascend = ms.device_context.ascend
     try:
+        if device_id and ascend.is_available() and device_id >= (count := ascend.device_count()):
+            raise UserError(f"device_id: {device_id}, but this machine has {count} Ascends, numbered from 0")
         ms.set_device("Ascend", device_id or None)
-        count = ms.device_context.ascend.device_count()
     except RuntimeError as error:
         raise UserError(f"device: Ascend cannot be used: {_reason(str(error))}; {_remedy()}") from error
     finally:
         logging.disable(before)
-    if device_id >= count:
-        raise UserError(f"device_id: {device_id}, but this machine has {count} Ascends, numbered from 0")
 
 
 def _reason(text: str) -> str:
     """Of MindSpore's message, the library that is missing; else its first sentence."""
     missing = [line for line in text.splitlines() if "cannot open shared object file" in line]
-    return missing[0].partition("failed. ")[2] if missing else text.split(". ")[0].strip()
+    return missing[0].partition("failed. ")[2] if missing else text.split(". ")[0].strip(" .\n")
 
 
 def _remedy() -> str:

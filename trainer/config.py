@@ -62,6 +62,8 @@ class PerTask(click.ParamType):
         return numbers
 
 
+SEGMENTS = 1024
+"""What flash attention takes in a call at most (`mindspore.ops.flash_attention_score`); one is padding."""
 _COUNT = click.IntRange(min=0)
 _SIZE = click.IntRange(min=1)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
@@ -123,7 +125,7 @@ class TrainConfig:
     batch_size: int = _step(
         10, "Samples per step, all tasks; a multiple of the ratio's sum.", _SIZE, shown="smallest from 8 on"
     )
-    micro_batch: int = _step(8, "Samples in a micro-batch, at most.", _SIZE)
+    micro_batch: int = _step(8, "Samples in a micro-batch, at most.", click.IntRange(1, SEGMENTS - 1))
     learning_rate: float = _step(
         STAGES[3].learning_rate, "Peak learning rate.", _ABOVE_ZERO, shown="the stage's: 1e-3, 1e-4, 4e-5"
     )

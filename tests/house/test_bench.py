@@ -1,6 +1,7 @@
 """The benchmark: its rules (targets, table, operations), a side that cannot start, rows on real shards."""
 
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shard_factory import make_folder, make_row
 
 from bench.cli import main
 from bench.measures import results, workload
+from bench.measures.baseline import FOLDER, STEPS, Baseline
 from bench.measures.flops import head_rows
 from bench.measures.link import Side, SideError, interleave
 from bench.measures.reader import export, reader_figure
@@ -99,6 +101,37 @@ def test_the_reader_is_measured_against_the_peer_that_is_fastest_in_the_same_rou
 def test_a_side_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(SideError, match="nowhere"):
         Side("readers", ["nowhere", "rows", str(tmp_path / "new"), "8"], tmp_path / "side.log")
+
+
+def test_a_run_is_compared_with_what_its_device_gave_before() -> None:
+    facts = {"device": "Ascend 910B1", "dtype": "bfloat16", "mindspore": "2.10.0", "CANN": "8.5.0"}
+    steps = [{"loss": 7.0, "step_seconds_median": None, "peak_memory": 9}]
+    steps += [
+        {"loss": x, "step_seconds_median": x, "peak_memory": 9, "peak_device_memory": 1000}
+        for x in (6.0, 4.0, 5.0)
+    ]
+    before = Baseline.of(facts, steps)
+    assert (before.seconds, before.memory, before.path) == (5.0, 1000, FOLDER / "ascend-910b1.json")
+    assert before.shares(before) == {"losses": 0, "memory": 0, "time": 0}
+    worse = replace(before, losses=[7.0, 6.0, 4.0, 5.0001], memory=1010, seconds=5.0 * 1.3)
+    assert worse.shares(before) == {"losses": math.inf, "memory": pytest.approx(1), "time": pytest.approx(2)}
+    assert replace(before, seconds=1.0).shares(before)["time"] == 0  # faster is no fault
+
+    other = replace(worse, facts={**facts, "CANN": "9.0.0"}, losses=[7.0, 6.0, 4.0, 5.05])
+    assert other.shares(before) == {"losses, ascend-910b1": pytest.approx(0.01 / 0.02)}
+    cpu = replace(other, facts={"device": "EPYC", "dtype": "float32"})
+    assert cpu.shares(cpu) == {"losses": 0, "memory": 0, "time": 0}
+    assert cpu.shares(
+        replace(cpu, facts={**cpu.facts, "device": "Xeon"}, losses=[7.007, 6.0, 4.0, 5.05])
+    ) == {"losses, xeon": pytest.approx(1, rel=2e-3)}
+
+
+def test_the_committed_baselines_are_whole() -> None:
+    for path in FOLDER.glob("*.json"):
+        found = Baseline(**json.loads(path.read_text()))
+        assert found.path == path
+        assert len(found.losses) == STEPS
+        assert found.losses[-1] < found.losses[0] / 2
 
 
 def test_every_row_has_one_name_and_one_measurement() -> None:

@@ -276,6 +276,7 @@ def test_less_than_5_percent_of_a_realistic_mixed_step_is_padding(times: int) ->
 
 
 NO_SPANS, NO_CODES = np.zeros((0, 3), np.int32), np.zeros(0, np.uint16)
+NO_TOKENS = np.zeros(0, np.int32)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +287,8 @@ NO_SPANS, NO_CODES = np.zeros((0, 3), np.int32), np.zeros(0, np.uint16)
         ("text", {"supervised": NO_SPANS}, "no supervised tokens"),
         ("text", {"supervised": np.array([[0, 2, TEXT]], np.int32)}, "spans outside"),
         ("text", {"supervised": np.array([[3, 2000, TEXT]], np.int32)}, "spans outside"),
+        ("text", {"input_ids": NO_TOKENS, "supervised": NO_SPANS}, "no supervised tokens"),
+        ("text", {"input_ids": NO_TOKENS, "supervised": np.array([[1, 2, TEXT]], np.int32)}, "its 0 tokens"),
         ("vqa", {"images": ()}, "has no image"),
         ("edit", {"images": ()}, "has no image"),
         ("interleaved", {"images": ()}, "8 image placeholders, the model takes 4"),
