@@ -12,7 +12,7 @@ from trainer_shards import CONFIG
 from bench.ascend.emulation.rounding import to_bfloat16
 from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
-from janus.inspect.bounds import Bounds
+from janus.inspect.bounds import LOSS, Bounds
 from janus.inspect.verify import gradient_norms, open_cases, task_values
 from janus.model.layers import lower
 from janus.prompts import SIGNATURES
@@ -30,7 +30,8 @@ def test_a_task_has_nearly_the_loss_and_gradients_of_the_reference(task: str, on
     lower(model, "bfloat16")
     states = cases.batch(task)[1]
     logits_NV, loss, gradients = task_values(model, task, cases, states, lambda cell: cell)
-    expected_NV, _, exact_gradients = task_values(exact, task, cases, states, lambda cell: cell)
+    expected_NV, exact_loss, exact_gradients = task_values(exact, task, cases, states, lambda cell: cell)
+    assert exact_loss == pytest.approx(cases.facts["losses"][task], abs=LOSS)
     assert loss == pytest.approx(cases.facts["losses"][task], rel=2e-3)
     large = [name for name, gradient in exact_gradients.items() if gradient.ndim > 1]
     low = {name: _cosine(gradients, exact_gradients, [name]) for name in large}
