@@ -129,16 +129,18 @@ def _mindone_loss(model: Any, cases: Cases, task: str) -> Callable[[], Any]:
     )
     shared = {"attention_mask": mask_BS, "use_cache": False}
     if task == "t2i":
-        labels_N, states_N = (ms.Tensor(array) for array in cases.batch(task)[:2])
-        codes_IT = ms.Tensor(cases.arrays["t2i.image_tokens"].astype(np.int32))
-        drawn_BS1 = (ids_BS == cases.facts["image_token_id"]).unsqueeze(-1)
+        labels_N, states_N, *_, index_P, codes_IT = cases.batch(task)
+        order_P = np.where(index_P, index_P - 1 + index_P.size, np.arange(index_P.size)).astype(np.int32)
+        labels_N, states_N, order_P, codes_IT = map(ms.Tensor, (labels_N, states_N, order_P, codes_IT))
 
         def drawn_loss() -> Any:
             embeds_BSD = model.get_input_embeddings()(ids_BS)
             shown_ITD = model.prepare_embeddings_for_image_generation(codes_IT)
-            embeds_BSD = embeds_BSD.masked_scatter(drawn_BS1.broadcast_to(embeds_BSD.shape), shown_ITD)
+            width = embeds_BSD.shape[-1]
+            both_XD = ops.concat((embeds_BSD.reshape(-1, width), shown_ITD.reshape(-1, width)), 0)
+            embeds_BSD = ops.gather(both_XD, order_P, 0).reshape(embeds_BSD.shape)
             hidden_BSD = model.model.language_model(inputs_embeds=embeds_BSD, return_dict=True, **shared)[0]
-            hidden_ND = ops.gather(hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), states_N, 0)
+            hidden_ND = ops.gather(hidden_BSD.reshape(-1, width), states_N, 0)
             return ops.cross_entropy(model.model.generation_head(hidden_ND).astype("float32"), labels_N)
 
         return drawn_loss
