@@ -56,8 +56,10 @@ class _Accumulate(nn.Cell):
         super().__init__(auto_prefix=False)
         weights = [p for p in loss.get_parameters() if p.name in trained]
         self.loss, self.numbers = loss, numbers
-        # Of its last layers a backward gives the gradients first. Added in that order, few live at a time.
+        # Of its last layers a backward gives the gradients first. Added in that order, few live at a time:
+        # heads, the Llama from its last layer to its table, what makes its pictures.
         weights.reverse()
+        weights.sort(key=lambda p: part_of(p.name) in ("siglip", "aligner", "gen_embed", "gen_aligner"))
         self.buffers = ParameterTuple([trained[p.name] for p in weights])
         self.place = Tensor(np.eye(len(NUMBERS), dtype=np.float32)[NUMBERS[task]])
         self.gradients = ms.value_and_grad(self._scaled, None, ParameterTuple(weights), has_aux=True)

@@ -1,6 +1,8 @@
 """The product's own way in bfloat16, op by op, with CANN's part in NumPy, which rounds as CANN does."""
 
+import re
 from collections.abc import Callable, Mapping
+from itertools import groupby
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +16,8 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.inspect.bounds import LOSS, Bounds
 from janus.inspect.verify import gradient_norms, open_cases, task_values
+from janus.model.config import PRESETS
+from janus.model.janus import part_of
 from janus.model.layers import lower
 from janus.prompts import SIGNATURES
 from trainer.config import TrainConfig
@@ -89,3 +93,16 @@ def _loss_of_a_step(step: TrainStep, batch: Batch) -> float:
     loss = step.measure().loss_sum["vqa"]
     step.apply(1e-4)
     return loss
+
+
+def test_gradients_are_added_in_the_order_in_which_a_backward_gives_them() -> None:
+    """In a chain: one that waits for a later gradient would keep all behind it in memory."""
+    config = TrainConfig(task="vqa", device="CPU", mode="pynative")
+    step = TrainStep(ModelFolder("random", PRESETS["tiny"]).build(), {"vqa": SIGNATURES["vqa"]}, config)
+    names = [buffer.name.removeprefix("gradient.") for buffer in step._accumulate["vqa"].buffers]
+    parts = [part for part, _ in groupby(map(part_of, names))]
+    assert parts == ["lm_head", "llama", "aligner", "siglip"]
+    for part in ("llama", "siglip"):
+        own = [name for name in names if part_of(name) == part]
+        layers = [int(found[1]) for name in own if (found := re.search(r"\.layers\.(\d+)\.", name))]
+        assert [layer for layer, _ in groupby(layers)] == [1, 0]

@@ -15,7 +15,7 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 from janus.model.kernels import plain
 from janus.model.kernels.plain import Tensors
@@ -29,9 +29,15 @@ AddBias = plain.AddBias
 Attention = plain.Attention
 Conv3x3 = plain.Conv3x3
 Embed = plain.Embed
-Empty = plain.Empty
 GroupNorm = plain.GroupNorm
 SumOfSquares = plain.SumOfSquares
+
+
+class Empty(nn.Cell):
+    """Each buffer with a zero of its own; else all of one shape are copied from the same zeros in memory."""
+
+    def construct(self, buffer: Parameter, zero: Tensor) -> Tensor:
+        return ops.assign(buffer, ops.broadcast_to(ops.depend(zero, buffer), buffer.shape))
 
 
 class TakeRows(nn.Cell):
