@@ -58,6 +58,8 @@ def micro_batch(config: JanusConfig, work: Work, trained: Collection[str], dtype
         found += kernels.take_rows(work.positions, drawn, width, size, head.group)
         found += kernels.mlp(drawn, (width, width, config.vq.num_embeddings), head, merged=True)
         found += kernels.cross_entropy(drawn, config.vq.num_embeddings, head)
+    if size == FLOAT:  # only pixels are cast
+        found = [kernel for kernel in found if kernel.name != "Cast" or kernel.group == "data"]
     return found
 
 

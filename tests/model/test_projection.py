@@ -103,6 +103,14 @@ def test_operations_are_those_of_the_training_log(task: str, stage: int) -> None
     assert counted + needless == operations(TOY, work, trained)
 
 
+def test_float32_casts_pixels_alone_and_has_plain_attention() -> None:
+    work = Load(rows=2, length=10, answer=3).work(TOY, "vqa")
+    names = Counter(k.name for k in micro_batch(TOY, work, trained_parts(3, True), "float32"))
+    layers = TOY.text.num_layers + TOY.vision.num_layers
+    assert (names["Cast"], names["Softmax"], names["BatchMatMul"]) == (1, layers, 6 * layers)
+    assert names["FlashAttentionScore"] == 0
+
+
 def test_an_update_moves_these_bytes() -> None:
     """Of a weight of 10: norm 4 bytes each, clip 8, AdamW 16 + 12, empty the buffer 4, round it 4 + 2."""
     moved = {kernel.name: kernel.reads + kernel.writes for kernel in update(10, rounded=True)}
