@@ -1,0 +1,144 @@
+"""Compile one graph of the product for Ascend: `python -m bench.ascend.graph "accumulate text" --preset tiny`.
+
+Goes the product's own way: the same classes, batches, decoder and image tokenizer, on device Ascend. Weights
+are zeros that nobody touches. Whoever starts it sets the environment: the stand-ins, or CANN, and where
+MindSpore writes its dumps. The process may die in native code once the graph is compiled, so what it has to
+say, it says before.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import click
+import numpy as np
+
+from bench.ascend.samples import SPECIAL, batch_of
+from janus.model.config import PRESETS, JanusConfig
+
+TASKS = ("text", "vqa", "t2i", "edit", "interleaved")
+DRAWS = {"text": False, "vqa": False, "t2i": True}
+LEVELS = ("O0", "O1")
+LENGTH, SLOTS = 640, 704  # of a padded prompt, and of a row of the cache
+GRAPHS = (
+    *(f"{kind} {task}" for kind in ("accumulate", "evaluate") for task in TASKS),
+    "update",
+    "measure",
+    *(f"{kind} {what}" for kind in ("prefill", "step") for what in DRAWS),
+    "VQ encode",
+    "VQ decode",
+)
+"""Every graph that the product compiles, each for one signature of samples."""
+
+
+def network(preset: str, layers: int) -> JanusConfig:
+    """The preset's sizes, cut to this many layers; 0 leaves them."""
+    config = PRESETS[preset]
+    if not layers:
+        return config
+    vision = replace(config.vision, num_layers=min(layers, config.vision.num_layers))
+    return replace(config, text=replace(config.text, num_layers=layers), vision=vision)
+
+
+def zeros(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """A parameter's value; memory that nobody writes to is not taken."""
+    return np.zeros(shape, np.float32)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(GRAPHS))
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
+@click.option("--layers", default=0, help="Of Llama and SigLIP, at most; 0: the preset's.", show_default=True)
+@click.option("--level", type=click.Choice(LEVELS), default="O1", show_default=True)
+@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--samples", default=2, show_default=True, help="In the micro-batch.")
+def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: int) -> None:
+    """Compile graph NAME; prints one line of JSON on its arrays, and may die after that."""
+    import mindspore as ms
+
+    # What the product asks for as its level is overruled, so that both can be looked at.
+    jit = ms.jit
+    ms.jit = lambda function, **options: jit(function, **{**options, "jit_level": level})
+    kind, _, what = name.partition(" ")
+    config = network(preset, layers)
+    if kind in ("prefill", "step"):
+        _generation(config, kind, what)
+    elif kind == "VQ":
+        _image_tokenizer(config, what)
+    else:
+        _training(config, kind, what or "text", dtype, samples)
+    os._exit(0)  # MindSpore's way out frees what the stand-ins never made
+
+
+def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: int) -> None:
+    from janus import device
+    from janus.model.janus import Janus
+    from janus.model.weights import Weights
+    from janus.prompts import SIGNATURES
+    from trainer.config import TrainConfig
+    from trainer.step import TrainStep
+
+    device.use("Ascend", dtype)
+    options = replace(TrainConfig(), device="Ascend", dtype=dtype)
+    tasks = {task: SIGNATURES[task]}
+    step = TrainStep(Janus(Weights(zeros), config), tasks, options)
+    batch = batch_of(task, config, samples)
+    ends = getattr(batch, "segment_ends_N", None)
+    _say(ends=None if ends is None else ends.tolist(), tokens=batch.input_ids_P.size)
+    calls: dict[str, Callable[[], object]] = {
+        "accumulate": lambda: step.accumulate(task, batch, 1.0),
+        "evaluate": lambda: step.evaluate(task, batch),
+        "update": lambda: step.optimizer.apply(1.0, 1e-4),
+        "measure": step.measure,
+        "discard": step.discard,
+    }
+    calls[kind]()
+
+
+def _generation(config: JanusConfig, kind: str, what: str) -> None:
+    from janus import device
+    from janus.common.graph_cache import Graphs
+    from janus.generate.decode import Decoder
+    from janus.model.janus import Janus
+    from janus.model.weights import Weights
+
+    device.use("Ascend")
+    rows, shown = 2, what == "vqa"
+    jit = Graphs({}, None).compile
+    model = Janus(Weights(zeros), config)
+    decoder = Decoder(model, SPECIAL, DRAWS[what], rows, LENGTH, SLOTS, rows * shown, jit)
+    _say()
+    if kind == "step":
+        decoder.step(np.zeros(rows, np.int32))
+        return
+    ids = np.zeros(LENGTH, np.int32)
+    ids[: config.num_image_tokens * shown] = SPECIAL.image_placeholder
+    side = config.vision.image_size
+    decoder.prefill([ids] * rows, [np.zeros((side, side, 3), np.uint8)] * rows * shown)
+
+
+def _image_tokenizer(config: JanusConfig, what: str) -> None:
+    from mindspore import Tensor
+
+    from janus import device
+    from janus.model.vq import VQ
+    from janus.model.weights import Weights
+
+    device.use("Ascend")
+    side = config.vision.image_size
+    vq = VQ(Weights(zeros), config.vq, side, images=1)
+    inputs = {
+        "encode": np.zeros((1, side, side, 3), np.uint8),
+        "decode": np.zeros((1, config.num_image_tokens), np.int32),
+    }
+    _say()
+    device.compiled(getattr(vq, what))(Tensor(inputs[what]))
+
+
+_say = partial(lambda **facts: click.echo(json.dumps(facts)))
+
+
+if __name__ == "__main__":
+    main()
