@@ -8,16 +8,13 @@ A node of a dump, as MindSpore 2.10 writes it (a failure's text may break its fi
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
 
-STRUCTURE = frozenset(
-    "Load UpdateState Depend MakeTuple TupleGetItem Return Partial Switch UpdateStateTo call".split()
-)
+ROOT = Path(__file__).resolve().parents[2]
+STRUCTURE = frozenset("Load UpdateState Depend MakeTuple TupleGetItem Return Partial Switch".split())
 """What holds a graph together and is no operation."""
 VIEWS = frozenset("Reshape ExpandDims Squeeze TransposeView ReshapeView".split())
 """Operations that give another shape or stride to the same memory: no kernel."""
@@ -37,16 +34,17 @@ class TensorType:
     shape: tuple[int, ...]
 
     @property
-    def elements(self) -> int:
-        return prod(self.shape)
+    def bytes(self) -> int:
+        """Of all elements."""
+        bits = re.search(r"\d+$", self.dtype)
+        return prod(self.shape) * (int(bits[0]) // 8 if bits else 1)
 
 
 @dataclass(frozen=True)
 class Node:
     """inputs: the tensors of each argument; none where it is a number. outputs: all tensors.
 
-    arguments, attributes: as they stand. places: files and lines, the innermost last. count: how often its
-    sub-graph is called.
+    arguments, attributes: as they stand. places: files and lines, the innermost last.
     """
 
     primitive: str
@@ -55,21 +53,22 @@ class Node:
     inputs: tuple[tuple[TensorType, ...], ...]
     outputs: tuple[TensorType, ...]
     places: tuple[str, ...]
-    count: int = 1
 
     @property
     def tensors(self) -> list[TensorType]:
         """All input tensors in order."""
         return [tensor for argument in self.inputs for tensor in argument]
 
-    def place(self, root: str) -> str:
-        """The innermost line below `root`, relative to it; else the innermost."""
-        own = [place.removeprefix(root).lstrip("/") for place in self.places if place.startswith(root)]
-        return (own or [*self.places, "?"])[-1]
+    def place(self) -> str:
+        """The innermost line of ours, relative to the project; else the innermost; "?" if none is noted."""
+        ours = [
+            place for place in self.places if place.startswith(f"{ROOT}/") and "site-packages" not in place
+        ]
+        return (ours or self.places or ("?",))[-1].removeprefix(f"{ROOT}/")
 
 
 def read_dump(path: Path) -> list[Node]:
-    """The nodes of all graphs of a dump; none if it does not end in a `Return`."""
+    """The nodes of a dump in order, those of the graph itself last."""
     text = path.read_text(encoding="utf-8", errors="replace")
     starts = [found.start() for found in _START.finditer(text)]
     blocks = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
@@ -87,7 +86,9 @@ def _node(block: str) -> Node:
         arguments=arguments,
         attributes=attributes,
         inputs=tuple(map(_tensors, _items(types["inputs"]))) if types else (),
-        outputs=tuple(tensor for item in _items(types["outputs"]) for tensor in _tensors(item)) if types else (),
+        outputs=tuple(tensor for item in _items(types["outputs"]) for tensor in _tensors(item))
+        if types
+        else (),
         places=tuple(f"{file}:{line}" for file, line in _PLACE.findall(tail)),
     )
 
@@ -110,7 +111,9 @@ def _items(text: str) -> list[str]:
 def _tensors(item: str) -> tuple[TensorType, ...]:
     """`Tuple[Tensor[BFloat16]*2], TupleShape((64, 128), (64, 1))`: what tensors that is."""
     dtypes = [
-        dtype for dtype, times in re.findall(r"Tensor\[(\w+)\](?:\*(\d+))?", item) for _ in range(int(times or 1))
+        dtype
+        for dtype, times in re.findall(r"Tensor\[(\w+)\](?:\*(\d+))?", item)
+        for _ in range(int(times or 1))
     ]
     shapes = [tuple(map(int, re.findall(r"-?\d+", shape))) for shape in re.findall(r"\(([-\d, ]*)\)", item)]
     return tuple(map(TensorType, dtypes, shapes))

@@ -8,6 +8,8 @@ say, it says before.
 
 import json
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +28,7 @@ GRAPHS = (
     *(f"{kind} {task}" for kind in ("accumulate", "evaluate") for task in TASKS),
     "update",
     "measure",
+    "discard",
     *(f"{kind} {what}" for kind in ("prefill", "step") for what in DRAWS),
     "VQ encode",
     "VQ decode",
@@ -54,22 +57,28 @@ def zeros(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
 @click.option("--level", type=click.Choice(LEVELS), default="O1", show_default=True)
 @click.option("--dtype", default="bfloat16", show_default=True)
 @click.option("--samples", default=2, show_default=True, help="In the micro-batch.")
-def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: int) -> None:
+@click.option("--front-end", is_flag=True, help="On any device, as far as the dump before its passes.")
+def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: int, front_end: bool) -> None:
     """Compile graph NAME; prints one line of JSON on its arrays, and may die after that."""
     import mindspore as ms
 
+    from janus import device
+
+    if front_end:
+        device.current = lambda: "Ascend"
+        device.use = lambda *_, **__: device.Used("Ascend", dtype)
     # What the product asks for as its level is overruled, so that both can be looked at.
     jit = ms.jit
     ms.jit = lambda function, **options: jit(function, **{**options, "jit_level": level})
+    ms.device_context.ascend.device_count = lambda: 1  # a simulation says 0
     kind, _, what = name.partition(" ")
     config = network(preset, layers)
     if kind in ("prefill", "step"):
-        _generation(config, kind, what)
+        _generation(config, kind, what, dtype)
     elif kind == "VQ":
         _image_tokenizer(config, what)
     else:
         _training(config, kind, what or "text", dtype, samples)
-    os._exit(0)  # MindSpore's way out frees what the stand-ins never made
 
 
 def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: int) -> None:
@@ -85,8 +94,7 @@ def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: in
     tasks = {task: SIGNATURES[task]}
     step = TrainStep(Janus(Weights(zeros), config), tasks, options)
     batch = batch_of(task, config, samples)
-    ends = getattr(batch, "segment_ends_N", None)
-    _say(ends=None if ends is None else ends.tolist(), tokens=batch.input_ids_P.size)
+    _say(ends=batch.segment_ends_N.tolist(), tokens=batch.input_ids_P.size)
     calls: dict[str, Callable[[], object]] = {
         "accumulate": lambda: step.accumulate(task, batch, 1.0),
         "evaluate": lambda: step.evaluate(task, batch),
@@ -97,17 +105,18 @@ def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: in
     calls[kind]()
 
 
-def _generation(config: JanusConfig, kind: str, what: str) -> None:
+def _generation(config: JanusConfig, kind: str, what: str, dtype: str) -> None:
     from janus import device
     from janus.common.graph_cache import Graphs
     from janus.generate.decode import Decoder
     from janus.model.janus import Janus
+    from janus.model.layers import lower
     from janus.model.weights import Weights
 
-    device.use("Ascend")
-    rows, shown = 2, what == "vqa"
+    used, rows, shown = device.use("Ascend", dtype), 2, what == "vqa"
     jit = Graphs({}, None).compile
     model = Janus(Weights(zeros), config)
+    lower(model, used.dtype)
     decoder = Decoder(model, SPECIAL, DRAWS[what], rows, LENGTH, SLOTS, rows * shown, jit)
     _say()
     if kind == "step":
@@ -141,4 +150,9 @@ _say = partial(lambda **facts: click.echo(json.dumps(facts)))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(standalone_mode=False)
+    except Exception:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(0)  # MindSpore's own way out frees what the stand-ins never made

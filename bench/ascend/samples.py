@@ -3,6 +3,7 @@
 import numpy as np
 
 from janus.model.config import JanusConfig
+from janus.model.kernels import body
 from janus.prompts import IMAGE, SIGNATURES, TEXT
 from janus.tokens import SpecialTokens
 from shards.schema import RowBlock
@@ -28,7 +29,11 @@ def batch_of(task: str, config: JanusConfig, samples: int, absent: int = 1) -> B
     parts += [(WORD, ANSWER, TEXT)] * signature.text
     ids, lengths, kinds = zip(*parts, strict=True)
     ends = np.cumsum(lengths)
-    spans = [(end - length, end, kind) for end, length, kind in zip(ends, lengths, kinds, strict=True) if kind is not None]
+    spans = [
+        (end - length, end, kind)
+        for end, length, kind in zip(ends, lengths, kinds, strict=True)
+        if kind is not None
+    ]
     starts_L, ends_L, kinds_L = np.tile(np.array(spans, np.int32), (samples, 1)).T
     pixels = np.zeros((image.size, image.size, 3), np.uint8)
     each = np.ones(samples, np.int64)
@@ -50,5 +55,6 @@ def batch_of(task: str, config: JanusConfig, samples: int, absent: int = 1) -> B
     sizes = ends[-1], ANSWER * signature.text, int(signature.understood), int(signature.drawn)
     present = np.arange(samples + absent)[None] < samples
     counts = Counts(*(present * int(size) for size in sizes))
-    (batch,) = collate(task, rows, [samples], shape_for(counts, image), SPECIAL)
+    shape = shape_for(counts, image, slots=body().SLOTS)
+    (batch,) = collate(task, rows, [samples], shape, SPECIAL)
     return batch

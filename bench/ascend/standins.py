@@ -23,6 +23,7 @@ _WITH_A_BODY = """
 #include <memory>
 #include <string>
 extern "C" const char *aclrtGetSocName() { return "Ascend910B1"; }
+extern "C" int aclrtGetDeviceCount(unsigned *count) { *count = 1; return 0; }
 struct Texts { std::map<unsigned, std::string> of; };
 extern "C" Texts *_ZN2ge13StatusFactory8InstanceEv() { static Texts texts; return &texts; }
 namespace ge {
@@ -39,7 +40,7 @@ bool AscendString::operator<(const AscendString &other) const {
 }
 }
 """
-"""What is used while a graph is compiled: the name of the chip, the texts of errors, names."""
+"""What is used while a graph is compiled: one chip and its name, the texts of errors, strings."""
 
 
 def package() -> Path:
@@ -109,7 +110,9 @@ def _symbols(kind: str, libraries: Iterable[Path], table: str = "-D") -> set[str
 
 def _absent_libraries() -> set[str]:
     """Names of the libraries that the plugin is linked with and that are not in the wheel."""
-    ldd = subprocess.run(["ldd", *map(str, plugin())], capture_output=True, text=True)  # not 0 where one is absent
+    ldd = subprocess.run(
+        ["ldd", *map(str, plugin())], capture_output=True, text=True
+    )  # not 0 where one is absent
     there = {path.name for path in package().rglob("*.so*")}
     return set(re.findall(r"^\s+(\S+) => not found$", ldd.stdout, re.M)) - there
 
@@ -123,7 +126,9 @@ def _empty(names: set[str]) -> str:
         "void empty_operator(void **self) { self[1] = self[2] = nullptr; }",
     ]
     for name in sorted(names):
-        operator, constructor = (re.match(start, name) for start in (r"_ZN2ge8OperatorC[12]", r"_ZN2ge.*C[12]E"))
+        operator, constructor = (
+            re.match(start, name) for start in (r"_ZN2ge8OperatorC[12]", r"_ZN2ge.*C[12]E")
+        )
         body = "empty_operator" if operator else "empty" if constructor else "nothing"
         result = "void" if body != "nothing" else "long"
         lines.append(f'{result} {name}() __attribute__((alias("{body}")));')
