@@ -13,10 +13,10 @@ from functools import cache
 from math import prod
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-STRUCTURE = frozenset("Load UpdateState Depend MakeTuple TupleGetItem Return Partial Switch".split())
+ROOT = Path(__file__).resolve().parents[3]
+STRUCTURE = frozenset(("Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem", "Partial", "Switch"))
 """What holds a graph together and is no operation."""
-VIEWS = frozenset("Reshape ExpandDims Squeeze TransposeView ReshapeView".split())
+VIEWS = frozenset(("Reshape", "ExpandDims", "Squeeze", "TransposeView", "ReshapeView"))
 """Operations that give another shape or stride to the same memory: no kernel."""
 
 _START = re.compile(r"^  %\w+\([^)\n]*\) = ", re.M)
@@ -68,8 +68,10 @@ class Node:
 
 
 def read_dump(path: Path) -> list[Node]:
-    """The nodes of a dump in order, those of the graph itself last."""
+    """The nodes of a dump in order; none if it breaks off before its end."""
     text = path.read_text(encoding="utf-8", errors="replace")
+    if "\n  Return(" not in text or not text.rstrip().endswith("}"):
+        return []
     starts = [found.start() for found in _START.finditer(text)]
     blocks = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
     return [_node(block) for block in blocks]

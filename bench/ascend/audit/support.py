@@ -21,8 +21,8 @@ class Support:
     """The table; `support.yaml` says what each part means.
 
     functions: the function whose docstring speaks for a primitive. allowed: the source that says a primitive
-    has a kernel. dtypes: combinations of the dtypes of a primitive's first tensors. int64: why a primitive may
-    read 64-bit integers.
+    has a kernel. dtypes: of a primitive's first tensors, each combination. int64: why a primitive may read
+    64-bit integers.
     """
 
     functions: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""`python -m bench.ascend`: MindSpore's Ascend compiler looks at every graph of the product, CANN stubbed."""
+"""`python -m bench.ascend.audit`: MindSpore's Ascend compiler looks at every graph of the product."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from bench.ascend import standins
-from bench.ascend.compiling import Compiled, Graph, compile_all
-from bench.ascend.graph import GRAPHS, LEVELS
-from bench.ascend.rules import RULES, end_faults, kernels, layer_faults
-from bench.ascend.support import Support
+from bench.ascend.audit import standins
+from bench.ascend.audit.compiling import Compiled, Graph, compile_all
+from bench.ascend.audit.graph import GRAPHS, LEVELS
+from bench.ascend.audit.rules import RULES, end_faults, kernels, layer_faults
+from bench.ascend.audit.support import Support
 from janus.model.config import PRESETS
 
 LAYERED, LAYERS, OWN_LEVEL = "accumulate text", 2, "O1"

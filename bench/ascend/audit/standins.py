@@ -118,7 +118,7 @@ def _absent_libraries() -> set[str]:
 
 
 def _empty(names: set[str]) -> str:
-    """C++ that defines them all: functions that return 0, constructors that empty their object's first words."""
+    """C++ that defines them all: functions that return 0, constructors that empty an object's first words."""
     lines = [
         'extern "C" {',
         "long nothing() { return 0; }",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.ascend.dump import ROOT, Node, read_dump
+from bench.ascend.audit.dump import ROOT, Node, read_dump
 
 AT_ONCE = 2
 SECONDS = 900
@@ -42,7 +42,7 @@ class Graph:
 class Compiled:
     """What is known of a compiled graph.
 
-    nodes: none where there is no whole dump. facts: what the process said of its arrays. words: its last ones.
+    nodes: none where there is no whole dump. facts: what the process said of its arrays. words: its last.
     """
 
     graph: Graph
@@ -73,7 +73,7 @@ def _compile(graph: Graph, folder: Path, environment: Mapping[str, str]) -> Comp
         "MS_DEV_DUMP_IR_PASSES": WHOLE if simulated else FRONT_END,
     }
     options = ["--preset", graph.preset, "--level", graph.level, "--layers", str(graph.layers)]
-    command = [sys.executable, "-m", "bench.ascend.graph", graph.name, *options]
+    command = [sys.executable, "-m", "bench.ascend.audit.graph", graph.name, *options]
     began = time.perf_counter()
     with (dumps / "log").open("w+") as log:
         try:
@@ -99,8 +99,7 @@ def _nodes(folder: Path) -> list[Node]:
     """Those of the dumps that the process wrote; none if one breaks off."""
     paths = [path for path in folder.glob("hwopt_*_graph_*.ir") if _number(path) < _EAGER]
     dumps = [read_dump(path) for path in sorted(paths, key=_number)]
-    whole = all(nodes and nodes[-1].primitive == "Return" for nodes in dumps)
-    return [node for nodes in dumps for node in nodes] if whole else []
+    return [node for nodes in dumps for node in nodes] if all(dumps) else []
 
 
 def _number(path: Path) -> int:

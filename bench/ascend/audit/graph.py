@@ -1,4 +1,4 @@
-"""Compile one graph of the product for Ascend: `python -m bench.ascend.graph "accumulate text" --preset tiny`.
+"""Compile one graph of the product for Ascend: `python -m bench.ascend.audit.graph "accumulate text"`.
 
 Goes the product's own way: the same classes, batches, decoder and image tokenizer, on device Ascend. Weights
 are zeros that nobody touches. Whoever starts it sets the environment: the stand-ins, or CANN, and where
@@ -17,7 +17,7 @@ from functools import partial
 import click
 import numpy as np
 
-from bench.ascend.samples import SPECIAL, batch_of
+from bench.ascend.audit.samples import SPECIAL, batch_of
 from janus.model.config import PRESETS, JanusConfig
 
 TASKS = ("text", "vqa", "t2i", "edit", "interleaved")

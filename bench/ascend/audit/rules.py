@@ -1,4 +1,4 @@
-"""What a compiled graph must not hold: each rule a function of its nodes that says what is wrong, a line each.
+"""What a compiled graph must not hold: each rule is a function of its nodes and says what is wrong.
 
 `RULES` are those of one graph; `layer_faults` compares two. Each has a case in tests/ascend that breaks it.
 """
@@ -6,8 +6,8 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.ascend.dump import STRUCTURE, VIEWS, Node, TensorType
-from bench.ascend.support import Support
+from bench.ascend.audit.dump import STRUCTURE, VIEWS, Node, TensorType
+from bench.ascend.audit.support import Support
 from janus.device import HEAD_STEP, LARGEST_HEAD
 from janus.model.kernels.ascend import CAUSAL
 
@@ -18,7 +18,7 @@ LAYER_KERNELS = 40
 LARGEST_CONSTANT = 2**20
 MASK = TensorType("UInt8", (CAUSAL, CAUSAL))
 TND, CAUSAL_MODES, LARGEST_PACK, MOST_HEADS, MOST_TOKENS = 4, (2, 3), 1024, 256, 2**20
-"""MindSpore's number of layout TND, its causal modes, and the limits of `mindspore.ops.flash_attention_score`."""
+"""MindSpore's number of layout TND, its causal modes; limits of `mindspore.ops.flash_attention_score`."""
 
 Rule = Callable[[Sequence[Node], Support], Iterator[str]]
 
@@ -52,7 +52,7 @@ def undocumented(nodes: Sequence[Node], support: Support) -> Iterator[str]:
 
 
 def lone_gradients(nodes: Sequence[Node], support: Support) -> Iterator[str]:
-    """MindSpore rewrites this gradient only beside its forward; alone, CANN's kernel would give the loss for it."""
+    """MindSpore rewrites this gradient only beside its forward; alone, CANN's kernel gives the loss."""
     for node in nodes:
         if node.primitive == "SparseSoftmaxCrossEntropyWithLogits" and "is_grad: Bool(1)" in node.attributes:
             yield _at(node, "is left with is_grad: its first output is not the gradient on Ascend")
@@ -107,7 +107,7 @@ def _attention_faults(node: Node) -> Iterator[str]:
 
 
 def end_faults(ends: Sequence[int], tokens: int) -> Iterator[str]:
-    """What TND does not take of where segments end: none of zero length, the last at `tokens`, 1,024 of them."""
+    """What TND does not take of where segments end: empty ones, another end than `tokens`, too many."""
     lengths = [end - start for start, end in zip((0, *ends), ends, strict=False)]
     if min(lengths) < 1:
         yield f"segments are of lengths {lengths}; TND takes none of zero"

@@ -1,4 +1,4 @@
-"""Micro-batches whose graphs are compiled: the smallest samples of each task, through the trainer's collation."""
+"""Micro-batches whose graphs are compiled: small samples of each task, through the trainer's collation."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def batch_of(task: str, config: JanusConfig, samples: int, absent: int = 1) -> B
     A sample is a prompt, an understood picture, a drawn one and an answer, those of them that the task has.
     """
     signature, image = SIGNATURES[task], ImageShape.of(config)
-    parts = [(WORD, PROMPT, None)]
+    parts: list[tuple[int, int, int | None]] = [(WORD, PROMPT, None)]
     parts += [(SPECIAL.image_placeholder, image.tokens, None)] * signature.understood
     parts += [(SPECIAL.image_placeholder, image.tokens, IMAGE)] * signature.drawn
     parts += [(WORD, ANSWER, TEXT)] * signature.text
