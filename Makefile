@@ -32,7 +32,7 @@ LONGEST := $(if $(LENGTH),--max-length $(call quote,$(LENGTH)))
 CONFIG := $(if $(RECIPE),$(RECIPE),$(if $(DATA)$(MODEL),$(TASK),sample))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample shards preview train test test-slow test-disturbed test-browser test-parity demo own-data bench lint audit clean
+.PHONY: help setup sample shards preview train test test-slow test-disturbed test-browser test-parity demo own-data bench ascend-audit ascend-dryrun lint audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -106,6 +106,12 @@ bench: $(READY) .venv-bench/.installed ## measure beside the peers, write bench/
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/sides/peers.txt
 	@touch $@
+
+ascend-audit: $(READY) ## ask MindSpore's Ascend compiler about every graph, on this CPU with CANN stubbed
+	$(BIN)/python -m bench.ascend.audit $(ARGS)
+
+ascend-dryrun: $(READY) ## compile 1B and 7B with the CANN that is installed, under MindSpore's simulation
+	$(BIN)/python -m bench.ascend.audit.dryrun $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -46,7 +46,7 @@ def main(preset: str, levels: tuple[str, ...], names: tuple[str, ...], keep: Pat
         else:
             environment = standins.environment(standins.build(Path(scratch) / "cann"))
         graphs = _graphs(preset, levels, names or GRAPHS)
-        for one in compile_all(graphs, keep or Path(scratch) / "dumps", environment):
+        for one in compile_all(graphs, keep or Path(scratch) / "dumps", environment, bool(missing)):
             compiled.append(one)
             broken += _report(one)
     broken += 0 if missing else _report_layers(compiled)

@@ -1,6 +1,7 @@
 """Graphs compiled, one process each, two at a time, and what each left behind."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 from bench.ascend.audit.dump import ROOT, Node, read_dump
@@ -42,7 +44,7 @@ class Graph:
 class Compiled:
     """What is known of a compiled graph.
 
-    nodes: none where there is no whole dump. facts: what the process said of its arrays. words: its last.
+    nodes: none where there is no whole dump. facts: what the process said of itself. words: its last.
     """
 
     graph: Graph
@@ -52,54 +54,58 @@ class Compiled:
     words: str
 
 
-def compile_all(graphs: Iterable[Graph], folder: Path, environment: Mapping[str, str]) -> Iterator[Compiled]:
-    """The graphs in order, as they are done. folder: for dumps. environment: of a process that can compile.
+def compile_all(
+    graphs: Iterable[Graph], folder: Path, environment: Mapping[str, str], front_end: bool = False
+) -> Iterator[Compiled]:
+    """The graphs in order, as they are done. folder: for dumps and logs.
 
-    With `standins.environment` they are compiled for Ascend; without the front end alone is asked.
+    environment: of a process that can compile for Ascend. front_end: of any; passes of a device are left out.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(partial(_compile, folder=folder, environment=environment), graphs)
+        yield from pool.map(partial(_compile, folder, environment, front_end), graphs)
 
 
-def _compile(graph: Graph, folder: Path, environment: Mapping[str, str]) -> Compiled:
-    dumps = folder / graph.label.replace(" ", "-")
-    dumps.mkdir(parents=True)
-    simulated = "MS_SIMULATION_LEVEL" in environment
-    variables = {
-        "PYTHONPATH": str(ROOT),
-        "JANUS_CACHE": "",  # what is loaded from there is not compiled
-        "MS_DEV_SAVE_GRAPHS": "1",
-        "MS_DEV_SAVE_GRAPHS_PATH": str(dumps),
-        "MS_DEV_DUMP_IR_PASSES": WHOLE if simulated else FRONT_END,
-    }
+def _compile(folder: Path, environment: Mapping[str, str], front_end: bool, graph: Graph) -> Compiled:
+    own = folder / re.sub(r"\W+", "-", graph.label)
+    own.mkdir(parents=True)
     options = ["--preset", graph.preset, "--level", graph.level, "--layers", str(graph.layers)]
     command = [sys.executable, "-m", "bench.ascend.audit.graph", graph.name, *options]
     began = time.perf_counter()
-    with (dumps / "log").open("w+") as log:
-        try:
-            done = subprocess.run(
-                command if simulated else [*command, "--front-end"],
-                env={**environment, **variables},
-                cwd=dumps,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                timeout=SECONDS,
-            )
-            said = done.stdout
-        except subprocess.TimeoutExpired:
-            said = ""
-        log.seek(0)
-        words = ([line.strip() for line in log if line.strip()] or ["ended without a word"])[-1]
-    seconds = time.perf_counter() - began
-    return Compiled(graph, _nodes(dumps), _facts(said), seconds, words)
+    dumped = {**environment, **dumping(own, FRONT_END if front_end else WHOLE)}
+    said, words = _run([*command, *["--front-end"] * front_end], dumped, own)
+    return Compiled(graph, nodes_in(own), _facts(said), time.perf_counter() - began, words)
 
 
-def _nodes(folder: Path) -> list[Node]:
-    """Those of the dumps that the process wrote; none if one breaks off."""
+def dumping(folder: Path, which: str = WHOLE) -> dict[str, str]:
+    """Variables of a process that dumps its graphs into `folder`. Read when MindSpore is imported."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "JANUS_CACHE": "",  # what is loaded from there is not compiled
+        "MS_DEV_SAVE_GRAPHS": "1",
+        "MS_DEV_SAVE_GRAPHS_PATH": str(folder),
+        "MS_DEV_DUMP_IR_PASSES": which,
+    }
+
+
+def nodes_in(folder: Path) -> list[Node]:
+    """The nodes of the graphs that a process dumped; none if it dumped nothing, or a dump breaks off."""
     paths = [path for path in folder.glob("hwopt_*_graph_*.ir") if _number(path) < _EAGER]
     dumps = [read_dump(path) for path in sorted(paths, key=_number)]
     return [node for nodes in dumps for node in nodes] if all(dumps) else []
+
+
+def _run(command: list[str], environment: Mapping[str, str], folder: Path) -> tuple[str, str]:
+    """What the process said, and the last words of its log, however it ended."""
+    with (folder / "log").open("w+") as log:
+        try:
+            done = subprocess.run(
+                command, env=environment, cwd=folder, stdout=PIPE, stderr=log, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return "", f"not done after {SECONDS} s"
+        log.seek(0)
+        errors = [line.strip() for line in log if re.match(r"[\w.]*Error: ", line)]
+        return done.stdout, (errors or [f"ended with {done.returncode}"])[-1]
 
 
 def _number(path: Path) -> int:
@@ -107,5 +113,8 @@ def _number(path: Path) -> int:
 
 
 def _facts(said: str) -> dict[str, Any]:
-    lines = [line for line in said.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else {}
+    facts: dict[str, Any] = {}
+    for line in said.splitlines():
+        if line.startswith("{"):
+            facts |= json.loads(line)
+    return facts

@@ -82,17 +82,27 @@ def _node(block: str) -> Node:
     named = _HEAD.match(_START.sub("", head, count=1))
     types = _TYPES.search(block)
     name, rest = (named["name"], named["rest"]) if named else ("?", "")
-    arguments, _, attributes = rest.partition(") primitive_attrs: ")
+    end = _closing(rest)
     return Node(
         primitive=_PREFIX.sub("", name),
-        arguments=arguments,
-        attributes=attributes,
+        arguments=rest[:end],
+        attributes=rest[end + 1 :],
         inputs=tuple(map(_tensors, _items(types["inputs"]))) if types else (),
         outputs=tuple(tensor for item in _items(types["outputs"]) for tensor in _tensors(item))
         if types
         else (),
         places=tuple(f"{file}:{line}" for file, line in _PLACE.findall(tail)),
     )
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis is closed that was opened before `text`; its end if it is not."""
+    depth = 1
+    for found in re.finditer(r"[()]", text):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    return len(text)
 
 
 def _items(text: str) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from bench.ascend.audit.samples import SPECIAL, batch_of
 from janus.model.config import PRESETS, JanusConfig
+from janus.model.kernels import BODIES
 
 TASKS = ("text", "vqa", "t2i", "edit", "interleaved")
 DRAWS = {"text": False, "vqa": False, "t2i": True}
@@ -65,7 +66,8 @@ def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: i
     from janus import device
 
     if front_end:
-        device.current = lambda: "Ascend"
+        BODIES["CPU"] = BODIES["Ascend"]
+        device.current, device.upload = lambda: "Ascend", ms.Tensor
         device.use = lambda *_, **__: device.Used("Ascend", dtype)
     # What the product asks for as its level is overruled, so that both can be looked at.
     jit = ms.jit
@@ -79,6 +81,7 @@ def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: i
         _image_tokenizer(config, what)
     else:
         _training(config, kind, what or "text", dtype, samples)
+    _say(done=True, peak=device.peak_memory())
 
 
 def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: int) -> None:

@@ -55,7 +55,7 @@ def lone_gradients(nodes: Sequence[Node], support: Support) -> Iterator[str]:
     """MindSpore rewrites this gradient only beside its forward; alone, CANN's kernel gives the loss."""
     for node in nodes:
         if node.primitive == "SparseSoftmaxCrossEntropyWithLogits" and "is_grad: Bool(1)" in node.attributes:
-            yield _at(node, "is left with is_grad: its first output is not the gradient on Ascend")
+            yield _at(node, "is left with is_grad: on Ascend its first output is the loss")
 
 
 def narrow_sums(nodes: Sequence[Node], support: Support) -> Iterator[str]:

@@ -66,21 +66,21 @@ def build(folder: Path) -> Path:
     _run(*options, "-c", "-o", str(own), "-xc++", "-", text=_WITH_A_BODY)
     empty.write_text(_empty(_wanted() - _symbols("--defined-only", [own], "-g")))
     _run(*options, str(own), str(empty), f"-Wl,-soname,{library.name}", "-o", str(library))
-    for name in {*LOADED_LATER, *_absent_libraries()}:
+    for name in {*LOADED_LATER, *absent_libraries(library_path(""))}:
         (to / name).symlink_to(library.name)
     return to
 
 
 def environment(standins: Path) -> dict[str, str]:
     """The variables of a process that finds the stand-ins and simulates a device."""
+    variables = {"ASCEND_HOME_PATH": str(standins.parent), "MS_SIMULATION_LEVEL": "1"}
+    return os.environ | variables | {"LD_LIBRARY_PATH": library_path(str(standins))}
+
+
+def library_path(first: str) -> str:
+    """LD_LIBRARY_PATH with which the plugin finds the libraries of `first` and those of the wheel."""
     lib = package() / "lib"
-    path = [standins, lib, lib / "plugin", lib / "plugin" / "ascend"]
-    home = str(standins.parent)
-    return os.environ | {
-        "LD_LIBRARY_PATH": ":".join(map(str, path)),
-        "ASCEND_HOME_PATH": home,
-        "MS_SIMULATION_LEVEL": "1",
-    }
+    return ":".join(map(str, (first, lib, lib / "plugin", lib / "plugin" / "ascend")))
 
 
 def plugin() -> list[Path]:
@@ -108,13 +108,16 @@ def _symbols(kind: str, libraries: Iterable[Path], table: str = "-D") -> set[str
     return {name.split("@")[0] for name in re.findall(r"^(?: +U|[0-9a-f]+ .) (\S+)$", said, re.M)}
 
 
-def _absent_libraries() -> set[str]:
-    """Names of the libraries that the plugin is linked with and that are not in the wheel."""
+def absent_libraries(path: str) -> set[str]:
+    """Names of the libraries that the plugin itself is linked with and that are nowhere on `path`."""
+    # ldd ends with 1 where one is absent.
     ldd = subprocess.run(
-        ["ldd", *map(str, plugin())], capture_output=True, text=True
-    )  # not 0 where one is absent
-    there = {path.name for path in package().rglob("*.so*")}
-    return set(re.findall(r"^\s+(\S+) => not found$", ldd.stdout, re.M)) - there
+        ["ldd", *map(str, plugin()[:2])],
+        env=os.environ | {"LD_LIBRARY_PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    return set(re.findall(r"^\s+(\S+) => not found$", ldd.stdout, re.M))
 
 
 def _empty(names: set[str]) -> str:
