@@ -85,6 +85,8 @@ def _use_ascend(device_id: int) -> None:
         if device_id and ascend.is_available() and device_id >= (count := ascend.device_count()):
             raise UserError(f"device_id: {device_id}, but this machine has {count} Ascends, numbered from 0")
         ms.set_device("Ascend", device_id or None)
+        # Else convolutions keep 10 bits of float32's 23: VQ codes would be another encoder's.
+        ascend.op_precision.conv_allow_hf32(False)
     except RuntimeError as error:
         raise UserError(f"device: Ascend cannot be used: {_reason(str(error))}; {_remedy()}") from error
     finally:
@@ -215,13 +217,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     MindSpore notes on a Cell which of its methods was compiled last, and later parses the whole Cell as that
     method. A plain function around the method keeps the note off the Cell.
     """
-    import mindspore as ms
 
     def run(*arguments: Any) -> Any:
         return function(*arguments)
 
+    return to_graph(run)
+
+
+def to_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """MindSpore's graph of a function, or of a Cell's `construct`."""
+    import mindspore as ms
+
     # O1: chains of element-wise operations become one kernel; O0, the default, launches each.
-    return ms.jit(run) if current() == "CPU" else ms.jit(run, jit_level="O1")
+    return ms.jit(function) if current() == "CPU" else ms.jit(function, jit_level="O1")
 
 
 def compiler(mode: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -52,9 +52,7 @@ class Graphs:
 
     def compile(self, cell: nn.Cell, name: str) -> Callable[..., Any]:
         """`cell.construct` as one graph for each set of argument shapes. name: tells it from the others."""
-        import mindspore as ms
-
-        graph = ms.jit(cell.construct)
+        graph = device.to_graph(cell.construct)
         known: set[tuple] = set()
 
         def run(*arguments: Tensor) -> Any:

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.config import VQConfig
 from janus.model.kernels import body
+from janus.model.kernels.plain import likeliest
 from janus.model.layers import Affine, matmul_transposed
 from janus.model.siglip import normalise_pixels
 from janus.model.weights import Weights
@@ -183,7 +184,7 @@ class VQ(nn.Cell):
         latent_PE = self.quant_conv(self.encoder(normalise_pixels(pixels_IHWC).reshape(-1, 3)))
         # For unit vectors the nearest row is the one with the largest product.
         similarity_PV = ops.matmul(l2_normalise(latent_PE), l2_normalise(self.codebook_VE).transpose(1, 0))
-        return ops.argmax(similarity_PV, -1).reshape(self.grid.images, -1), latent_PE
+        return likeliest(similarity_PV).reshape(self.grid.images, -1), latent_PE
 
     def decode(self, image_tokens_IT: Tensor) -> Tensor:
         """Pictures (I, H, W, 3) in [−1, 1] of codes."""

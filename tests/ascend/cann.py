@@ -182,22 +182,18 @@ def cross_entropy(
     )(input, target)
 
 
-def layer_norm(begin_norm_axis: int, begin_params_axis: int, epsilon: float) -> Callable[..., tuple[Tensor]]:
-    """`ops.LayerNorm`, of which a CPU has all but bfloat16; its first result."""
-    whole = LAYER_NORM(begin_norm_axis, begin_params_axis, epsilon)
-
-    def normed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
-        a = _arithmetic(x, weight, bias)
-        if a is EXACT:
-            return (whole(x, weight, bias)[0],)
-        x_PD, weight_D = _array(x), _array(weight)
-        operation = _Operation(
-            lambda x, weight, bias: forms.layer_norm(a, x, weight, bias, epsilon),
-            lambda dy: forms.layer_norm_gradient(a, dy, x_PD, weight_D, epsilon),
-        )
-        return (operation(x, weight, bias),)
-
-    return normed
+def layer_norm(
+    input: Tensor, normalized_shape: tuple[int, ...], weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """`mint.nn.functional.layer_norm` over the last axis."""
+    _require(tuple(normalized_shape) == weight.shape == input.shape[-1:], "the last axis' weight")
+    a = _arithmetic(input, weight, bias)
+    x_PD, weight_D = _array(input), _array(weight)
+    operation = _Operation(
+        lambda x, weight, bias: forms.layer_norm(a, x, weight, bias, eps),
+        lambda dy: forms.layer_norm_gradient(a, dy, x_PD, weight_D, eps),
+    )
+    return operation(input, weight, bias)
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
@@ -233,10 +229,10 @@ def _require(met: bool, what: str) -> None:
         raise ValueError(f"CANN's documentation asks for {what}")
 
 
-ASSIGN, LAYER_NORM, MATMUL = ops.assign, ops.LayerNorm, layers.matmul_transposed
+ASSIGN, MATMUL = ops.assign, layers.matmul_transposed
 REPLACED = {
     ops: (assign, rms_norm, swiglu, rotary_position_embedding, flash_attention_score),
-    mint.nn.functional: (gelu, cross_entropy),
+    mint.nn.functional: (gelu, layer_norm, cross_entropy),
 }
 
 
@@ -245,7 +241,6 @@ def install(patch: pytest.MonkeyPatch) -> None:
     for module, functions in REPLACED.items():
         for function in functions:
             patch.setattr(module, function.__name__, function)
-    patch.setattr(ops, "LayerNorm", layer_norm)
     patch.setattr(layers, "matmul_transposed", matmul_transposed)
     patch.setattr(ascend, "AddBias", AddBias)
     patch.setitem(kernels.BODIES, "CPU", "ascend")

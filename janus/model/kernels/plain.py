@@ -20,6 +20,10 @@ MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
 
 
+likeliest = ops.Argmax(axis=-1, output_type=ms.int32)
+"""Of each row the place of its greatest value, (N,), int32: an NPU is slow at int64."""
+
+
 class AddBias(nn.Cell):
     """x + b, (P, F)."""
 
@@ -164,7 +168,7 @@ class CrossEntropy(nn.Cell):
         """(−log p(label), likeliest class), (N,) each. A negative label has the score of class 0."""
         log_p_NV = ops.log_softmax(logits_NV, -1)
         label_N1 = ops.maximum(labels_N, 0).reshape(-1, 1)
-        return -ops.gather_d(log_p_NV, 1, label_N1).reshape(-1), ops.argmax(logits_NV, -1)
+        return -ops.gather_d(log_p_NV, 1, label_N1).reshape(-1), likeliest(logits_NV)
 
 
 class SumOfSquares(nn.Cell):
