@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
@@ -15,6 +16,7 @@ from bench.ascend.audit.compiling import Graph, compile_all, dumping, nodes_in
 from bench.ascend.audit.dump import Node, TensorType, read_dump
 from bench.ascend.audit.rules import Rule, kernels
 from bench.ascend.audit.support import Support, platforms
+from janus.inspect.kernels import Kernel
 
 SUPPORT = Support.load()
 
@@ -191,6 +193,21 @@ def test_the_kernels_of_a_layer_are_bounded() -> None:
     assert list(rules.layer_faults(one, one + layer * 41)) == [
         "a Llama layer has 41 kernels, forward and backward; at most 40"
     ]
+
+
+def test_a_layer_is_held_against_the_count() -> None:
+    """Two products of (4, 4) in bfloat16, 96 bytes each; a count that is off by one kernel, or by 5 bytes."""
+    square = TensorType("BFloat16", (4, 4))
+    product = replace(_node("MatMul"), inputs=((square,), (square,)), outputs=(square,))
+    counted = [Kernel("MatMul", "products", 64, 32)] * 2
+    assert list(rules.count_faults([product], [product] * 3, counted)) == []
+    assert list(rules.count_faults([product], [product] * 2, counted)) == [
+        "a Llama layer has 1 kernels; `janus info --device Ascend` counts 2",
+        "a Llama layer moves 96 bytes; `janus info --device Ascend` counts 192",
+    ]
+    more = [*counted[:1], replace(counted[1], reads=69)]
+    (fault,) = rules.count_faults([product], [product] * 3, more)
+    assert fault.endswith("counts 197")
 
 
 def test_the_table_holds_what_no_docstring_says_and_nothing_else() -> None:

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 
 from bench.ascend.audit import standins
 from bench.ascend.audit.compiling import Compiled, Graph, compile_all
 from bench.ascend.audit.graph import GRAPHS, LEVELS
-from bench.ascend.audit.rules import RULES, end_faults, kernels, layer_faults
+from bench.ascend.audit.rules import RULES, count_faults, end_faults, kernels, layer_faults
 from bench.ascend.audit.support import Support
+from janus.inspect.ascend import llama_layer
+from janus.inspect.kernels import Kernel, Part
 from janus.model.config import PRESETS
 
 LAYERED, LAYERS, OWN_LEVEL = "accumulate text", 2, "O1"
@@ -90,17 +93,22 @@ def _faults(one: Compiled) -> Iterator[str]:
 
 def _report_layers(compiled: Sequence[Compiled]) -> int:
     """Print the kernels of a Llama layer at each level; at the product's own they are bounded."""
-    counted = {
-        (one.graph.level, one.graph.layers): one.nodes for one in compiled if one.graph.name == LAYERED
-    }
+    own = {(one.graph.level, one.graph.layers): one for one in compiled if one.graph.name == LAYERED}
     faults: list[str] = []
-    for level in sorted({level for level, _ in counted}):
-        one, two = counted[level, LAYERS - 1], counted[level, LAYERS]
+    for level in sorted({level for level, _ in own}):
+        one, two = own[level, LAYERS - 1].nodes, own[level, LAYERS].nodes
         click.echo(f"a Llama layer at {level}: {len(kernels(two)) - len(kernels(one))} kernels")
-        faults += layer_faults(one, two) if level == OWN_LEVEL else []
+        if level == OWN_LEVEL:
+            faults += [*layer_faults(one, two), *count_faults(one, two, _counted(own[level, LAYERS]))]
     for fault in faults:
         click.echo(f"    {fault}")
     return len(faults)
+
+
+def _counted(one: Compiled) -> list[Kernel]:
+    """A layer of the Llama in that graph, by count."""
+    config, spans = PRESETS[one.graph.preset].text, np.diff(one.facts["ends"], prepend=0).tolist()
+    return list(llama_layer(config, one.facts["tokens"], spans, Part(2, trained=True)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a compiled graph must not hold: each rule is a function of its nodes and says what is wrong.
 
-`RULES` are those of one graph; `layer_faults` compares two. Each has a case in tests/ascend that breaks it.
+`RULES` are those of one graph; `layer_faults` and `count_faults` compare two. Each has a case in tests/ascend
+that breaks it.
 """
 
 import re
@@ -9,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from bench.ascend.audit.dump import STRUCTURE, VIEWS, Node, TensorType
 from bench.ascend.audit.support import Support
 from janus.device import HEAD_STEP, LARGEST_HEAD
+from janus.inspect.kernels import Kernel
 from janus.model.kernels.ascend import CAUSAL
 
 FUSED = "GraphKernel_"
 """What MindSpore fuses out of element-wise operations at O1; level O0 shows the parts."""
 LAYER_KERNELS = 40
 """Kernels of a Llama layer, forward, backward and adding up, at most."""
+NEAR = 0.02
+"""How far bytes may be from the count, as a share of it."""
 LARGEST_CONSTANT = 2**20
 MASK = TensorType("UInt8", (CAUSAL, CAUSAL))
 TND, CAUSAL_MODES, LARGEST_PACK, MOST_HEADS, MOST_TOKENS = 4, (2, 3), 1024, 256, 2**20
@@ -135,6 +139,20 @@ def layer_faults(one: Sequence[Node], two: Sequence[Node]) -> Iterator[str]:
     found = len(kernels(two)) - len(kernels(one))
     if found > LAYER_KERNELS:
         yield f"a Llama layer has {found} kernels, forward and backward; at most {LAYER_KERNELS}"
+
+
+def count_faults(one: Sequence[Node], two: Sequence[Node], counted: Sequence[Kernel]) -> Iterator[str]:
+    """The same against `counted`: the kernels of that layer by `janus info --device Ascend`."""
+    found, moved = len(kernels(two)) - len(kernels(one)), _moved(two) - _moved(one)
+    expected = sum(kernel.reads + kernel.writes for kernel in counted)
+    if found != len(counted):
+        yield f"a Llama layer has {found} kernels; `janus info --device Ascend` counts {len(counted)}"
+    if abs(moved / expected - 1) > NEAR:
+        yield f"a Llama layer moves {moved:,} bytes; `janus info --device Ascend` counts {expected:,}"
+
+
+def _moved(nodes: Sequence[Node]) -> int:
+    return sum(tensor.bytes for node in kernels(nodes) for tensor in (*node.tensors, *node.outputs))
 
 
 RULES: tuple[Rule, ...] = (
