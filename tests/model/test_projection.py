@@ -60,7 +60,7 @@ def test_a_llama_layer_is_these_kernels() -> None:
         for kernel in llama_layer(TOY.text, POSITIONS, SPANS, Part(2, trained=True))
     ]
     assert Counter(found) == Counter(expected)
-    assert len(found) == 34  # as MindSpore's Ascend compiler has it, tests/ascend/test_audit.py
+    assert len(found) == 34  # as `make ascend-audit` holds it to
 
 
 @pytest.mark.parametrize(("trained", "launches"), [(True, 55), (False, 16)])
