@@ -36,6 +36,7 @@ def _checkpoint(config: TrainConfig = CONFIG, step: int = 1, **more: Any) -> Run
         ({"seed": 5}, "seed was 0, now 5"),
         ({"mode": "pynative"}, "mode was graph, now pynative"),
         ({"device": "Ascend"}, "device was auto, now Ascend"),
+        ({"deterministic": False}, "deterministic was True, now False"),
         ({"batch_size": 20}, "batch_size was 10, now 20"),
         ({"max_length": 64}, "max_length was 1024, now 64"),
         ({"loss_weight": {"t2i": 0.5}}, r"loss_weight was \{\}, now \{'t2i': 0.5\}"),
@@ -54,6 +55,8 @@ def test_what_leaves_numbers_alone_may_change(monkeypatch: pytest.MonkeyPatch) -
     checkpoint = _checkpoint()
     free = replace(CONFIG, steps=7, out="x", shards="y", save_every=1, log_every=9, keep=1, skip_nonfinite=3)
     assert checkpoint.resumed_state(fingerprint(free, "s"), ()) == checkpoint.state
+    other_card = replace(CONFIG, device_id=3)
+    assert checkpoint.resumed_state(fingerprint(other_card, "s"), ()) == checkpoint.state
     monkeypatch.setattr("trainer.run.checkpoint.PLAN_VERSION", PLAN_VERSION + 1)
     with pytest.raises(UserError, match=f"plan_version was {PLAN_VERSION}, now {PLAN_VERSION + 1}"):
         checkpoint.resumed_state(fingerprint(CONFIG, "s"), ())
