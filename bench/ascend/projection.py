@@ -125,7 +125,7 @@ def _layer() -> Iterator[str]:
     kernels = layer_kernels(ROWS[0])
     names = Counter(kernel.name for kernel in kernels)
     share = element_wise_share(ROWS[0])
-    yield f"A trained layer of the Llama, forward and backward, is {len(kernels)} launches (goal ≤ 40): "
+    yield f"A trained layer of the Llama, forward and backward, is {len(kernels)} launches (goal ≤ 40):"
     yield ", ".join(f"{name} {count}" for name, count in names.items()) + "."
     yield f"Its element-wise bytes ({', '.join(ELEMENT_WISE)}) are {share:.2f} of those of the CPU's forms"
     yield f"(goal ≤ 0.20: {_met(share, 0.2)})."
