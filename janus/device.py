@@ -46,8 +46,9 @@ def use(
 
     ms.set_context(mode=ms.PYNATIVE_MODE)
     chosen = current() if device == "auto" else device
-    if chosen == "Ascend" and (device == "Ascend" or device_id):
-        _use_ascend(device_id)
+    if chosen == "Ascend":
+        if device == "Ascend" or device_id or not _use_ascend.cache_info().currsize:
+            _use_ascend(device_id)
     elif chosen != current():
         ms.set_device(chosen)
     if device_id and chosen == "CPU":
@@ -67,6 +68,7 @@ def current() -> str:
     return ms.get_context("device_target")
 
 
+@cache
 def _use_ascend(device_id: int) -> None:
     """Choose an Ascend; UserError if CANN is not what this MindSpore is for, or there is no such device."""
     import mindspore as ms

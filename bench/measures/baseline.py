@@ -33,8 +33,11 @@ LOSS = {"float32": 1e-4, "bfloat16": 2e-2}
 
 @dataclass(frozen=True)
 class Baseline:
-    """One run. facts: `janus.device.facts` and the dtype. seconds: of the fastest step, as what else computes
-    only adds. memory: peak bytes."""
+    """One run.
+
+    facts: `janus.device.facts` and the dtype. seconds: of the fastest step, as what else computes only adds.
+    memory: peak bytes, on the device or of the process on a CPU.
+    """
 
     facts: Mapping[str, str]
     losses: list[float]
@@ -97,16 +100,9 @@ def _run(folder: Path) -> Baseline:
     data, shards, out = folder / "data", folder / "shards", folder / "run"
     if not shards.is_dir():
         run("pipelines", "sample", "--data", str(data))
-        places = ["--data", str(data), "--work", str(folder / "work"), "--out", str(shards)]
-        run(
-            "pipelines",
-            "build",
-            *places,
-            "--tokenizer",
-            str(data / "tokenizer"),
-            "--model",
-            str(data / "tiny"),
-        )
+        places = {"data": data, "work": folder / "work", "out": shards}
+        places |= {"tokenizer": data / "tokenizer", "model": data / "tiny"}
+        run("pipelines", "build", *(word for name in places for word in (f"--{name}", str(places[name]))))
     shutil.rmtree(out, ignore_errors=True)
     options = ["--task", "mixed", "--model", str(data / "tiny"), "--shards", str(shards), "--out", str(out)]
     options += ["--steps", str(STEPS), "--learning-rate", "1e-3", "--eval-samples", "0", "--save-every", "0"]

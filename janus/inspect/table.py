@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from janus import device
+from janus.common.errors import UserError
 from janus.inspect.peer import Run, beside_mindone
 from janus.inspect.verify import open_cases, verify
 
@@ -16,7 +17,14 @@ PEER_LAYOUT = "hf-format"
 def write_table(
     folder: Path, mode: str, used: device.Used, peer: str | None, say: Callable[[str], None]
 ) -> bool:
-    """Say versions and every quantity, line by line; whether any is beyond its tolerance."""
+    """Say versions and every quantity, line by line; whether any is beyond its tolerance.
+
+    peer: "mindone" or None. Raises UserError where it cannot run.
+    """
+    if peer and not (folder / PEER_LAYOUT).is_dir():
+        raise UserError(
+            f"--peer {peer}: reads transformers' layout, {folder} has no {PEER_LAYOUT}; leave it out"
+        )
     for name, value in device.facts().items():
         say(f"- {name}: {value}")
     say(f"- mode: {mode}\n")
@@ -24,7 +32,7 @@ def write_table(
     failed = 0
     for layout, dtype, check in verify(folder, mode, used):
         failed += not check.passed
-        figures = f"{check.difference:.2e} | {check.tolerance:.0e}"
+        figures = f"{check.difference:.2e} | {check.tolerance:.1e}"
         say(f"| {layout} | {dtype} | {check.name} | {figures} | {'ok' if check.passed else 'TOO FAR'} |")
     say("")
     if peer:

@@ -13,7 +13,7 @@ import pytest
 from commands import execute
 from paths import GOLDEN, ROOT, needs_shared
 
-standins = pytest.importorskip("bench.ascend.audit.standins", reason="the stand-ins are not there yet")
+from bench.ascend.audit import standins
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +63,25 @@ def test_device_number_dtype_and_determinism_are_set_before_the_first_tensor(
     assert said["used"] == [["Ascend", "bfloat16"], ["Ascend", "bfloat16"], ["Ascend", "float32"]]
     assert said["deterministic"] == "ON"
     assert said["device"] == [True, "Ascend", 0]
+
+
+AUTO = """
+from janus import device
+from janus.common.errors import UserError
+try:
+    said = list(device.use())
+except UserError as error:
+    said = error.format_message()
+"""
+
+
+def test_a_card_that_is_chosen_by_itself_is_checked_as_well(card: dict[str, str], tmp_path: Path) -> None:
+    version = tmp_path / "latest" / "compiler" / "version.info"
+    version.parent.mkdir(parents=True)
+    for number, expected in (("9.1.0", ["Ascend", "bfloat16"]), ("7.6.0", "device: CANN 7.6.0")):
+        version.write_text(f"Version={number}\n")
+        said = _on({**card, "ASCEND_HOME_PATH": str(version.parents[1])}, tmp_path, AUTO)
+        assert said[: len(expected)] == expected
 
 
 MINDONE = """

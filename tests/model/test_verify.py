@@ -119,3 +119,7 @@ def test_own_cases_pass_but_for_what_is_off(sample_data: Path, tmp_path: Path) -
 def test_cases_need_weights(tmp_path: Path) -> None:
     assert "has no weights" in refusal(main, "cases", "tiny", tmp_path / "cases")
     assert not (tmp_path / "cases").exists()
+
+
+def test_a_peer_that_cannot_read_the_weights_is_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path} has no hf-format" in refusal(main, "verify", tmp_path, "--peer", "mindone")
