@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from janus.common.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEVICES = ("auto", "CPU", "Ascend")
 """Values of every command's `--device`."""
@@ -198,13 +199,14 @@ def wait(results: Iterable[Any]) -> None:
 def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """A tensor of zeros, made on the device: a 7B's moments are 55 GiB that no host has to hold."""
     import mindspore as ms
+    import numpy as np
 
     if current() == "CPU":  # all float32; numpy's zeros take no memory before they are written
         return ms.Tensor.from_numpy(np.zeros(shape, np.float32))
     return ms.ops.zeros(shape, dtype)
 
 
-def upload(array: np.ndarray) -> Any:
+def upload(array: "np.ndarray") -> Any:
     """The array as a tensor; on Ascend its copy to the device begins and nobody waits for it."""
     import mindspore as ms
 
