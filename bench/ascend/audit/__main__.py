@@ -49,7 +49,9 @@ def main(preset: str, levels: tuple[str, ...], names: tuple[str, ...], keep: Pat
         else:
             environment = standins.environment(standins.build(Path(scratch) / "cann"))
         graphs = _graphs(preset, levels, names or GRAPHS)
-        for one in compile_all(graphs, keep or Path(scratch) / "dumps", environment, bool(missing)):
+        at_once = 1 if preset == "7b" else 2  # each takes 10 GB
+        dumps = keep or Path(scratch) / "dumps"
+        for one in compile_all(graphs, dumps, environment, bool(missing), at_once):
             compiled.append(one)
             broken += _report(one)
     broken += 0 if missing else _report_layers(compiled)

@@ -1,4 +1,4 @@
-"""Graphs compiled, one process each, two at a time, and what each left behind."""
+"""Graphs compiled, one process each, and what each left behind."""
 
 import json
 import re
@@ -15,7 +15,6 @@ from typing import Any
 
 from bench.ascend.audit.dump import ROOT, Node, read_dump
 
-AT_ONCE = 2
 SECONDS = 900
 """A graph that takes longer is given up."""
 WHOLE = "hwopt_d_after_inline_graph"
@@ -55,13 +54,17 @@ class Compiled:
 
 
 def compile_all(
-    graphs: Iterable[Graph], folder: Path, environment: Mapping[str, str], front_end: bool = False
+    graphs: Iterable[Graph],
+    folder: Path,
+    environment: Mapping[str, str],
+    front_end: bool = False,
+    at_once: int = 1,
 ) -> Iterator[Compiled]:
-    """The graphs in order, as they are done. folder: for dumps and logs.
+    """The graphs in order, as they are done, `at_once` of them at a time. folder: for dumps and logs.
 
     environment: of a process that can compile for Ascend. front_end: of any; passes of a device are left out.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         yield from pool.map(partial(_compile, folder, environment, front_end), graphs)
 
 

@@ -24,13 +24,16 @@ from janus.model.kernels import BODIES
 TASKS = ("text", "vqa", "t2i", "edit", "interleaved")
 DRAWS = {"text": False, "vqa": False, "t2i": True}
 LEVELS = ("O0", "O1")
+WIDE, FEW_WORDS = 2048, 16_384
 LENGTH, SLOTS = 640, 704  # of a padded prompt, and of a row of the cache
 GRAPHS = (
     *(f"{kind} {task}" for kind in ("accumulate", "evaluate") for task in TASKS),
     "update",
     "measure",
     "discard",
-    *(f"{kind} {what}" for kind in ("prefill", "step") for what in DRAWS),
+    *(f"prefill {what}" for what in DRAWS),
+    "step text",
+    "step t2i",
     "VQ encode",
     "VQ decode",
 )
@@ -38,12 +41,17 @@ GRAPHS = (
 
 
 def network(preset: str, layers: int) -> JanusConfig:
-    """The preset's sizes, cut to this many layers; 0 leaves them."""
+    """The preset's sizes, cut to this many layers; 0 leaves them.
+
+    Where two layers are wide, so that their tables would fill the host, the vocabulary is cut as well: `tiny`
+    has all of it.
+    """
     config = PRESETS[preset]
     if not layers:
         return config
     vision = replace(config.vision, num_layers=min(layers, config.vision.num_layers))
-    return replace(config, text=replace(config.text, num_layers=layers), vision=vision)
+    vocabulary = config.text.vocab_size if config.text.hidden_size < WIDE else FEW_WORDS
+    return replace(config, text=replace(config.text, num_layers=layers, vocab_size=vocabulary), vision=vision)
 
 
 def zeros(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
