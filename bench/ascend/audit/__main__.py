@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.ascend.audit import standins
 from bench.ascend.audit.compiling import Compiled, Graph, compile_all
-from bench.ascend.audit.graph import GRAPHS, LEVELS
+from bench.ascend.audit.graph import DTYPES, GRAPHS, LEVELS
 from bench.ascend.audit.rules import RULES, count_faults, end_faults, kernels, layer_faults
 from bench.ascend.audit.support import Support
 from janus.inspect.ascend import llama_layer
@@ -27,10 +27,13 @@ ACCEPTED = "accepted by MindSpore's Ascend compiler with CANN stubbed"
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", help="Sizes, with two layers.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), default=LEVELS)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default=DTYPES[0], help="float32: as `janus verify` has it."
+)
 @click.option("--only", "names", multiple=True, type=click.Choice(GRAPHS), help="Only this graph.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keeps dumps and logs here.")
-def main(preset: str, levels: tuple[str, ...], names: tuple[str, ...], keep: Path | None) -> None:
-    """Compile every graph of the product for Ascend on this CPU; CANN's libraries are empty stand-ins.
+def main(preset: str, levels: tuple[str, ...], dtype: str, names: tuple[str, ...], keep: Path | None) -> None:
+    """Show every graph of the product to MindSpore's Ascend compiler; CANN's libraries are empty stand-ins.
 
     A line for each graph. Ends with 1 if a rule is broken. Of an Ascend nothing is shown: no kernel ran, no
     number, no time and no memory was seen.
@@ -48,7 +51,7 @@ def main(preset: str, levels: tuple[str, ...], names: tuple[str, ...], keep: Pat
             )
         else:
             environment = standins.environment(standins.build(Path(scratch) / "cann"))
-        graphs = _graphs(preset, levels, names or GRAPHS)
+        graphs = [*_graphs(preset, levels, names or GRAPHS, dtype)]
         at_once = 1 if preset == "7b" else 2  # each takes 10 GB
         dumps = keep or Path(scratch) / "dumps"
         for one in compile_all(graphs, dumps, environment, bool(missing), at_once):
@@ -61,10 +64,10 @@ def main(preset: str, levels: tuple[str, ...], names: tuple[str, ...], keep: Pat
     sys.exit(broken > 0)
 
 
-def _graphs(preset: str, levels: Sequence[str], names: Sequence[str]) -> Iterator[Graph]:
+def _graphs(preset: str, levels: Sequence[str], names: Sequence[str], dtype: str) -> Iterator[Graph]:
     for level in levels:
-        yield from (Graph(name, preset, level, LAYERS) for name in names)
-        if LAYERED in names:
+        yield from (Graph(name, preset, level, LAYERS, dtype) for name in names)
+        if LAYERED in names and dtype == DTYPES[0]:
             yield Graph(LAYERED, preset, level, LAYERS - 1)
 
 
@@ -73,7 +76,7 @@ def _report(one: Compiled) -> int:
     launched = kernels(one.nodes)
     primitives = len({node.primitive for node in launched})
     click.echo(
-        f"{one.graph.label:45} {len(one.nodes):5} nodes {len(launched):4} kernels "
+        f"{one.graph.label:54} {len(one.nodes):5} nodes {len(launched):4} kernels "
         f"{primitives:3} primitives {one.seconds:4.0f} s"
     )
     faults = [*_faults(one)]
@@ -95,9 +98,11 @@ def _faults(one: Compiled) -> Iterator[str]:
 
 def _report_layers(compiled: Sequence[Compiled]) -> int:
     """Print the kernels of a Llama layer at each level; at the product's own they are bounded."""
-    own = {(one.graph.level, one.graph.layers): one for one in compiled if one.graph.name == LAYERED}
+    own = {(g.level, g.layers): one for one in compiled if (g := one.graph).name == LAYERED and one.nodes}
     faults: list[str] = []
     for level in sorted({level for level, _ in own}):
+        if not {(level, LAYERS - 1), (level, LAYERS)} <= set(own):
+            continue  # that one was not compiled is a fault already
         one, two = own[level, LAYERS - 1].nodes, own[level, LAYERS].nodes
         click.echo(f"a Llama layer at {level}: {len(kernels(two)) - len(kernels(one))} kernels")
         if level == OWN_LEVEL:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
@@ -26,17 +26,18 @@ _EAGER = 4_000_000_000  # graphs numbered from here on are single operations
 
 @dataclass(frozen=True)
 class Graph:
-    """What to compile. layers: of Llama and SigLIP, at most; 0: the preset's."""
+    """What to compile. layers: of Llama and SigLIP, at most; 0: the preset's. dtype: of training."""
 
     name: str
     preset: str
     level: str
     layers: int = 0
+    dtype: str = "bfloat16"
 
     @property
     def label(self) -> str:
         layers = f", {self.layers} layer{'s' * (self.layers > 1)}" if self.layers else ""
-        return f"{self.name} ({self.preset}{layers}) {self.level}"
+        return f"{self.name} ({self.preset}{layers}, {self.dtype}) {self.level}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def compile_all(
 ) -> Iterator[Compiled]:
     """The graphs in order, as they are done, `at_once` of them at a time. folder: for dumps and logs.
 
-    environment: of a process that can compile for Ascend. front_end: of any; passes of a device are left out.
+    environment: of a process that has MindSpore's Ascend compiler. front_end: of any; no device's passes.
     """
     with ThreadPoolExecutor(at_once) as pool:
         yield from pool.map(partial(_compile, folder, environment, front_end), graphs)
@@ -71,8 +72,9 @@ def compile_all(
 def _compile(folder: Path, environment: Mapping[str, str], front_end: bool, graph: Graph) -> Compiled:
     own = folder / re.sub(r"\W+", "-", graph.label)
     own.mkdir(parents=True)
-    options = ["--preset", graph.preset, "--level", graph.level, "--layers", str(graph.layers)]
-    command = [sys.executable, "-m", "bench.ascend.audit.graph", graph.name, *options]
+    options = {name: str(value) for name, value in asdict(graph).items() if name != "name"}
+    command = [sys.executable, "-m", "bench.ascend.audit.graph", graph.name]
+    command += [f"--{name}={value}" for name, value in options.items()]
     began = time.perf_counter()
     dumped = {**environment, **dumping(own, FRONT_END if front_end else WHOLE)}
     said, words = _run([*command, *["--front-end"] * front_end], dumped, own)

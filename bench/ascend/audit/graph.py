@@ -1,4 +1,4 @@
-"""Compile one graph of the product for Ascend: `python -m bench.ascend.audit.graph "accumulate text"`.
+"""Show MindSpore's Ascend compiler one graph: `python -m bench.ascend.audit.graph "accumulate text"`.
 
 Goes the product's own way: the same classes, batches, decoder and image tokenizer, on device Ascend. Weights
 are zeros that nobody touches. Whoever starts it sets the environment: the stand-ins, or CANN, and where
@@ -23,7 +23,7 @@ from janus.model.kernels import BODIES
 
 TASKS = ("text", "vqa", "t2i", "edit", "interleaved")
 DRAWS = {"text": False, "vqa": False, "t2i": True}
-LEVELS = ("O0", "O1")
+LEVELS, DTYPES = ("O0", "O1"), ("bfloat16", "float32")
 WIDE, FEW_WORDS = 2048, 16_384
 LENGTH, SLOTS = 640, 704  # of a padded prompt, and of a row of the cache
 GRAPHS = (
@@ -64,11 +64,10 @@ def zeros(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", show_default=True)
 @click.option("--layers", default=0, help="Of Llama and SigLIP, at most; 0: the preset's.", show_default=True)
 @click.option("--level", type=click.Choice(LEVELS), default="O1", show_default=True)
-@click.option("--dtype", default="bfloat16", show_default=True)
-@click.option("--samples", default=2, show_default=True, help="In the micro-batch.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True)
 @click.option("--front-end", is_flag=True, help="On any device, as far as the dump before its passes.")
-def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: int, front_end: bool) -> None:
-    """Compile graph NAME; prints one line of JSON on its arrays, and may die after that."""
+def main(name: str, preset: str, layers: int, level: str, dtype: str, front_end: bool) -> None:
+    """Compile graph NAME of the product; prints lines of JSON on itself, and may die in between."""
     import mindspore as ms
 
     from janus import device
@@ -88,11 +87,11 @@ def main(name: str, preset: str, layers: int, level: str, dtype: str, samples: i
     elif kind == "VQ":
         _image_tokenizer(config, what)
     else:
-        _training(config, kind, what or "text", dtype, samples)
+        _training(config, kind, what or "text", dtype)
     _say(done=True, peak=device.peak_memory())
 
 
-def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: int) -> None:
+def _training(config: JanusConfig, kind: str, task: str, dtype: str) -> None:
     from janus import device
     from janus.model.janus import Janus
     from janus.model.weights import Weights
@@ -104,7 +103,7 @@ def _training(config: JanusConfig, kind: str, task: str, dtype: str, samples: in
     options = replace(TrainConfig(), device="Ascend", dtype=dtype)
     tasks = {task: SIGNATURES[task]}
     step = TrainStep(Janus(Weights(zeros), config), tasks, options)
-    batch = batch_of(task, config, samples)
+    batch = batch_of(task, config)
     _say(ends=batch.segment_ends_N.tolist(), tokens=batch.input_ids_P.size)
     calls: dict[str, Callable[[], object]] = {
         "accumulate": lambda: step.accumulate(task, batch, 1.0),

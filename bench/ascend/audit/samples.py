@@ -17,12 +17,12 @@ WORD, PROMPT, ANSWER = 8, 12, 20
 """The id of every word; words of a prompt and of an answer."""
 
 
-def batch_of(task: str, config: JanusConfig, samples: int, absent: int = 1) -> Batch:
-    """A micro-batch of equal samples, with room for `absent` more.
+def batch_of(task: str, config: JanusConfig) -> Batch:
+    """A micro-batch of two equal samples, with room for a third.
 
     A sample is a prompt, an understood picture, a drawn one and an answer, those of them that the task has.
     """
-    signature, image = SIGNATURES[task], ImageShape.of(config)
+    signature, image, samples = SIGNATURES[task], ImageShape.of(config), 2
     parts: list[tuple[int, int, int | None]] = [(WORD, PROMPT, None)]
     parts += [(SPECIAL.image_placeholder, image.tokens, None)] * signature.understood
     parts += [(SPECIAL.image_placeholder, image.tokens, IMAGE)] * signature.drawn
@@ -53,7 +53,7 @@ def batch_of(task: str, config: JanusConfig, samples: int, absent: int = 1) -> B
         images=[pixels] * samples * signature.understood,
     )
     sizes = ends[-1], ANSWER * signature.text, int(signature.understood), int(signature.drawn)
-    present = np.arange(samples + absent)[None] < samples
+    present = np.arange(samples + 1)[None] < samples
     counts = Counts(*(present * int(size) for size in sizes))
     shape = shape_for(counts, image, slots=body().SLOTS)
     (batch,) = collate(task, rows, [samples], shape, SPECIAL)
