@@ -148,7 +148,7 @@ class SegmentAttention(nn.Cell):
         """The mask (P, P), shared by all layers. segment_ends: where each ends, the last at P = `tokens`."""
         order_P = ops.arange(0, tokens, 1, dtype=ms.int32)
         ended_PN = order_P.reshape(-1, 1) >= segment_ends_N.astype("int32").reshape(1, -1)
-        segment_P = ended_PN.astype("int32").sum(1)
+        segment_P = ended_PN.astype("int32").sum(1, dtype=ms.int32)
         same_PP = segment_P.reshape(-1, 1) == segment_P.reshape(1, -1)
         seen_PP = ops.logical_and(same_PP, order_P.reshape(-1, 1) >= order_P.reshape(1, -1))
         return ((1.0 - seen_PP.astype("float32")) * MASKED,)
