@@ -76,7 +76,8 @@ def _compile(folder: Path, environment: Mapping[str, str], front_end: bool, grap
     command = [sys.executable, "-m", "bench.ascend.audit.graph", graph.name]
     command += [f"--{name}={value}" for name, value in options.items()]
     began = time.perf_counter()
-    dumped = {**environment, **dumping(own, FRONT_END if front_end else WHOLE)}
+    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]  # CANN's set_env.sh sets it
+    dumped = {**environment, "PYTHONPATH": ":".join(path), **dumping(own, FRONT_END if front_end else WHOLE)}
     said, words = _run([*command, *["--front-end"] * front_end], dumped, own)
     return Compiled(graph, nodes_in(own), _facts(said), time.perf_counter() - began, words)
 
@@ -84,7 +85,6 @@ def _compile(folder: Path, environment: Mapping[str, str], front_end: bool, grap
 def dumping(folder: Path, which: str = WHOLE) -> dict[str, str]:
     """Variables of a process that dumps its graphs into `folder`. Read when MindSpore is imported."""
     return {
-        "PYTHONPATH": str(ROOT),
         "JANUS_CACHE": "",  # what is loaded from there is not compiled
         "MS_DEV_SAVE_GRAPHS": "1",
         "MS_DEV_SAVE_GRAPHS_PATH": str(folder),

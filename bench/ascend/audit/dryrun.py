@@ -1,8 +1,8 @@
 """The same graphs under MindSpore's real simulation, where CANN is installed: `make ascend-dryrun`.
 
-Whole networks of 1B and 7B, as rank 0 of 8 (https://www.mindspore.cn/tutorials/en/r2.10.0/debug/dryrun.html):
-level 0 compiles, level 1 adds the device memory that a step would take. No card is used. Where CANN is not
-installed this says so and ends with 2: stand-ins would prove nothing here.
+Whole networks of 1B and 7B, as rank 0 of 8 (https://www.mindspore.cn/tutorials/en/r2.10.0/debug/dryrun.html).
+Level 0 ends with the front end, level 1 goes on to the memory that a step takes. No card is used. Where CANN
+is not installed this says so and ends with 2: stand-ins would prove nothing here.
 """
 
 import os
@@ -18,6 +18,8 @@ from bench.ascend.audit.graph import GRAPHS
 from janus.model.config import PRESETS
 
 RANK = {"RANK_ID": "0", "RANK_SIZE": "8"}
+ENDED = "RuntimeError: Can't find run graph func"
+"""With this MindSpore ends a call at level 0: there is a graph, and nothing to run it."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -39,17 +41,19 @@ def main(presets: tuple[str, ...], names: tuple[str, ...]) -> None:
         graphs = [Graph(name, preset, "O1") for preset in presets for name in names or GRAPHS]
         with tempfile.TemporaryDirectory(prefix="ascend-dryrun-") as scratch:
             for one in compile_all(graphs, Path(scratch), environment):
-                click.echo(f"level {level}: {_line(one)}")
-                failed += not one.facts.get("done")
+                passed = one.facts.get("done", False) or (level == "0" and one.words.startswith(ENDED))
+                click.echo(f"level {level}: {one.graph.label} {_outcome(one, passed)}")
+                failed += not passed
     sys.exit(failed > 0)
 
 
-def _line(one: Compiled) -> str:
-    if not one.facts.get("done"):
-        return f"{one.graph.label} FAILED: {one.words}"
-    peak = one.facts.get("peak") or 0
-    memory = f", {peak / 2**30:.2f} GiB of device memory at most" if peak else ""
-    return f"{one.graph.label} compiled, {one.seconds:.0f} s{memory}"
+def _outcome(one: Compiled, passed: bool) -> str:
+    if not passed:
+        return f"FAILED: {one.words}"
+    peak = one.facts.get("peak")
+    return f"passed, {one.seconds:.0f} s" + (
+        f", at most {peak / 2**30:.2f} GiB of device memory" if peak else ""
+    )
 
 
 if __name__ == "__main__":
