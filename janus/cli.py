@@ -7,15 +7,7 @@ from typing import Any
 import click
 
 from janus.common.errors import UserError
-from janus.common.options import (
-    DEVICE,
-    DEVICE_ID,
-    FOLDER,
-    MODE,
-    Group,
-    add_options,
-    option_fields,
-)
+from janus.common.options import DEVICE, DEVICE_ID, FOLDER, MODE, Group, add_options, option_fields
 from janus.generate.command import Request
 from janus.inspect.costs import Load
 from janus.inspect.projection import Card, Step

@@ -21,8 +21,8 @@ DEVICES = ("auto", "CPU", "Ascend")
 """Values of every command's `--device`."""
 DTYPES = ("auto", "float32", "bfloat16")
 """Values of `--dtype`; auto: bfloat16 on Ascend, float32 on CPU."""
-HEAD_STEP, LARGEST_HEAD = 16, 512
-"""Head sizes that flash attention takes: multiples, up to this (`mindspore.ops.flash_attention_score`)."""
+HEAD_STEP, LARGEST_HEAD, MOST_SEGMENTS = 16, 512, 1024
+"""What `mindspore.ops.flash_attention_score` takes: multiples as head size up to the largest; segments."""
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
 """Where Ascend's driver says its version."""
 
@@ -57,9 +57,7 @@ def use(
     if chosen == "Ascend" and deterministic is not None:
         _set_deterministic(deterministic)
     check_dtype(dtype, chosen)
-    if dtype == "auto":
-        dtype = "bfloat16" if chosen == "Ascend" else "float32"
-    return Used(chosen, dtype)
+    return Used(chosen, dtypes(chosen)[-1] if dtype == "auto" else dtype)
 
 
 def current() -> str:
@@ -117,14 +115,14 @@ def _set_deterministic(deterministic: bool) -> None:
 
 
 def dtypes(device: str) -> tuple[str, ...]:
-    """What a device has kernels for."""
+    """What a device has kernels for; the last is what `auto` means."""
     return ("float32", "bfloat16") if device == "Ascend" else ("float32",)
 
 
 def check_dtype(dtype: str, device: str) -> None:
     """Raise UserError if the device has no kernels for `dtype`. device: one of `DEVICES`."""
-    if dtype == "bfloat16" and device == "CPU":
-        raise UserError("dtype: bfloat16 has no kernels on CPU; use --dtype float32")
+    if device == "CPU" and dtype not in ("auto", *dtypes(device)):
+        raise UserError(f"dtype: {dtype} has no kernels on CPU; use --dtype float32")
 
 
 def check_head_sizes(sizes: Iterable[int], dtype: str) -> None:

@@ -18,7 +18,7 @@ from janus.common.options import (
     BEST_DTYPE,
     DEVICE,
     DEVICE_ID,
-    DTYPE_OR_AUTO,
+    DTYPE,
     FILE,
     FOLDER,
     MODE,
@@ -27,7 +27,7 @@ from janus.common.options import (
     option_fields,
     read_options,
 )
-from janus.device import check_dtype, use
+from janus.device import MOST_SEGMENTS, check_dtype, use
 from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SPLITS, TASK_ORDER, TASKS
 
@@ -62,8 +62,6 @@ class PerTask(click.ParamType):
         return numbers
 
 
-SEGMENTS = 1024
-"""What flash attention takes in a call at most (`mindspore.ops.flash_attention_score`); one is padding."""
 _COUNT = click.IntRange(min=0)
 _SIZE = click.IntRange(min=1)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
@@ -125,7 +123,9 @@ class TrainConfig:
     batch_size: int = _step(
         10, "Samples per step, all tasks; a multiple of the ratio's sum.", _SIZE, shown="smallest from 8 on"
     )
-    micro_batch: int = _step(8, "Samples in a micro-batch, at most.", click.IntRange(1, SEGMENTS - 1))
+    micro_batch: int = _step(
+        8, "Samples in a micro-batch, at most.", click.IntRange(1, MOST_SEGMENTS - 1)
+    )  # padding is a segment, too
     learning_rate: float = _step(
         STAGES[3].learning_rate, "Peak learning rate.", _ABOVE_ZERO, shown="the stage's: 1e-3, 1e-4, 4e-5"
     )
@@ -156,7 +156,7 @@ class TrainConfig:
     dtype: str = _compute(
         "auto",
         "What products compute in; masters, moments and sums are float32.",
-        DTYPE_OR_AUTO,
+        DTYPE,
         shown=BEST_DTYPE,
     )
     deterministic: bool = _place(
@@ -215,7 +215,7 @@ class EvalConfig:
     seed: int = option(0, "Seed of the drawn pictures.", _COUNT)
     device: str = option("auto", "Where to compute.", DEVICE)
     device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
-    dtype: str = option("auto", "What products compute in.", DTYPE_OR_AUTO, shown=BEST_DTYPE)
+    dtype: str = option("auto", "What products compute in.", DTYPE, shown=BEST_DTYPE)
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:

@@ -133,12 +133,9 @@ class _Training:
         self._ledger.save()
         self._log.sync()
         optimizer, state = self._network.optimizer.state(), replace(run.state, skipped=self._skips.steps)
+        weights = self._network.weights
         saved = save_checkpoint(
-            run.out,
-            step,
-            lambda to: run.folder.save(self._network.weights, to, run.tokenizer),
-            optimizer,
-            state,
+            run.out, step, lambda to: run.folder.save(weights, to, run.tokenizer), optimizer, state
         )
         remove_old(run.out, run.config.keep, run.checkpoint.folder if run.checkpoint else None)
         self._log.say(f"saved {saved}")

@@ -140,8 +140,7 @@ class ModelFolder:
             return np.zeros(1, np.float32)
 
         visit_parameters(self.config, record)
-        for name, tensor in weights.items():
-            tensors |= TensorToSave.of(name, tensor)
+        tensors |= TensorToSave.of(weights)
         _write(folder, to_transformers(self.config, vars(tokenizer.special)), tensors, tokenizer.folder)
 
 

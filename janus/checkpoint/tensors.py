@@ -87,20 +87,19 @@ class TensorToSave(_FileTensor):
     chunks: Callable[[], Iterable[np.ndarray]]  # the elements in the file's dtype, one part after another
 
     @classmethod
-    def of(cls, name: str, tensor: Any) -> dict[str, Self]:
-        """A Tensor or Parameter of MindSpore, read from the device when it is written, by name.
+    def of(cls, tensors: Mapping[str, Any]) -> dict[str, Self]:
+        """MindSpore's Tensors or Parameters, read from the device when they are written.
 
-        A joined parameter is parted into the tensors that a checkpoint has.
+        By the names of a checkpoint, where those of joined parameters are parted.
         """
         from janus.model.weights import pieces
 
-        names = pieces(name)
-        dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
-        if len(names) == 1:
-            return {name: cls(dtype, tuple(tensor.shape), lambda: [tensor.asnumpy()])}
-        rows = tensor.shape[0] // len(names)
-        shape = (rows, *tensor.shape[1:])
-        return {own: cls(dtype, shape, partial(_rows, tensor, i * rows, rows)) for i, own in enumerate(names)}
+        found: dict[str, Self] = {}
+        for name, tensor in tensors.items():
+            dtype = {"Float32": "F32", "Int64": "I64", "Int32": "I32"}[str(tensor.dtype)]
+            shape = (tensor.shape[0] // len(pieces(name)), *tensor.shape[1:])
+            found |= {own: cls(dtype, shape, partial(_piece, name, own, tensor)) for own in pieces(name)}
+        return found
 
     @classmethod
     def joined(cls, parts: Mapping[str, StoredTensor], dtype: str | None = None) -> Self:
@@ -113,8 +112,10 @@ class TensorToSave(_FileTensor):
         return cls(dtype or first.dtype, shape, lambda: [_cast(n, part, dtype) for n, part in parts.items()])
 
 
-def _rows(tensor: Any, first: int, count: int) -> list[np.ndarray]:
-    return [tensor.asnumpy()[first : first + count]]
+def _piece(name: str, own: str, tensor: Any) -> list[np.ndarray]:
+    from janus.model.weights import parted
+
+    return [parted({name: tensor.asnumpy()})[own]]
 
 
 def _cast(name: str, tensor: StoredTensor, dtype: str | None) -> np.ndarray:

@@ -23,7 +23,7 @@ FOLDER.name = "dir"  # as help shows it
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVICE = click.Choice(DEVICES)
 DEVICE_ID = click.IntRange(min=0)
-DTYPE, DTYPE_OR_AUTO = click.Choice(DTYPES[1:]), click.Choice(DTYPES)
+DTYPE = click.Choice(DTYPES)
 BEST_DTYPE = "bfloat16 on Ascend, float32 on CPU, which has nothing else"
 MODE = click.Choice(["graph", "pynative"])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

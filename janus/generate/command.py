@@ -11,7 +11,7 @@ from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.common.console import track
 from janus.common.errors import UserError
-from janus.common.options import BEST_DTYPE, DEVICE, DEVICE_ID, DTYPE_OR_AUTO, FILE, FOLDER, option
+from janus.common.options import BEST_DTYPE, DEVICE, DEVICE_ID, DTYPE, FILE, FOLDER, option
 from janus.generate.chat import Asked, read_chats
 from janus.generate.generate import Generator, Prompt, Sampling
 from janus.generate.pictures import picture_path, save_picture, vq_decoder
@@ -54,7 +54,7 @@ class Request:
     batch: int = option(4, "Answers or pictures at a time.", click.IntRange(min=1))
     device: str = option("auto", "Where to compute.", DEVICE)
     device_id: int = option(0, "Which Ascend, where there are several.", DEVICE_ID)
-    dtype: str = option("auto", "What products compute in.", DTYPE_OR_AUTO, shown=BEST_DTYPE)
+    dtype: str = option("auto", "What products compute in.", DTYPE, shown=BEST_DTYPE)
 
 
 def run(name: str, request: Request) -> None:

@@ -36,11 +36,9 @@ class CachedLlama(nn.Cell):
         self.attention = body().Attention(config.head_size, masked=True)
         self.head = model.generation_head if draws else model.lm_head
         shape = (rows * config.num_heads * slots, config.head_size)
-        self.keys = ParameterTuple(
-            [_zeros(f"key_cache.{i}", shape, model.dtype) for i in range(config.num_layers)]
-        )
-        self.values = ParameterTuple(
-            [_zeros(f"value_cache.{i}", shape, model.dtype) for i in range(config.num_layers)]
+        self.keys, self.values = (
+            ParameterTuple([_zeros(f"{kind}.{i}", shape, model.dtype) for i in range(config.num_layers)])
+            for kind in ("key_cache", "value_cache")
         )
         self.first_slot_BH = Tensor(np.arange(rows * config.num_heads, dtype=np.int32) * slots)
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from janus.common.options import DTYPE, option
+from janus.device import dtypes
 from janus.model.config import JanusConfig, TextConfig, VisionConfig
 from janus.model.stages import STAGES, trained_parts
 from janus.prompts import SIGNATURES
@@ -66,14 +67,11 @@ class Load:
     rows: int = option(1, "Rows of a micro-batch.", click.IntRange(min=1))
     length: int = option(1024, "Tokens of a row.", click.IntRange(min=1))
     answer: int = option(128, "Supervised tokens of a text or vqa row.", click.IntRange(min=1))
-    dtype: str = option(
-        "auto", "What forward and backward compute in.", DTYPE, shown="float32, on Ascend bfloat16"
-    )
+    dtype: str = option("auto", "What products compute in.", DTYPE, shown="bfloat16 on Ascend, else float32")
 
     def on(self, device: str) -> Load:
         """With the dtype that training on `device` has."""
-        usual = "bfloat16" if device == "Ascend" else "float32"
-        return replace(self, dtype=usual if self.dtype == "auto" else self.dtype)
+        return replace(self, dtype=dtypes(device)[-1]) if self.dtype == "auto" else self
 
     def work(self, config: JanusConfig, task: str) -> Work:
         """This load as a micro-batch of a task."""

@@ -18,19 +18,8 @@ FLOAT = INDEX = 4  # bytes of float32 and int32
 MASK_b = 2048 * 2048  # flash attention's causal mask, uint8, one for all layers
 STATS_b = 2 * 8 * FLOAT  # its maximum and sum for a head of a token, eight floats each
 
-GROUPS = (
-    "products",
-    "attention",
-    "norms",
-    "rotary",
-    "activations",
-    "adds",
-    "moves",
-    "heads and loss",
-    "gradient sums",
-    "optimizer",
-    "data",
-)
+GROUPS: tuple[str, ...] = ("products", "attention", "norms", "rotary", "activations", "adds", "moves")
+GROUPS += ("heads and loss", "gradient sums", "optimizer", "data")
 """Where in a step a kernel stands."""
 
 

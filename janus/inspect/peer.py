@@ -18,7 +18,7 @@ from janus import device
 from janus.checkpoint.folder import open_model
 from janus.checkpoint.names import deepseek_name
 from janus.common.errors import UserError
-from janus.inspect.verify import TASKS, Cases, gradient_norms, parted
+from janus.inspect.verify import TASKS, Cases, gradient_norms
 from janus.prompts import SIGNATURES
 
 TIMED = 5
@@ -65,6 +65,8 @@ def _measured(steps: Iterator[tuple[str, Step]]) -> dict[str, Run]:
 
 def _measure(step: Step) -> Run:
     """step: gives the mean loss, and each parameter's gradient by its name in transformers' layout."""
+    from janus.model.weights import parted
+
     device.forget_peak()
     loss, gradients = step()
     named = parted({name: gradient.astype("float32").asnumpy() for name, gradient in gradients.items()})

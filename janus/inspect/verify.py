@@ -162,6 +162,7 @@ def task_values(
     import mindspore as ms
 
     from janus.model.loss import TaskLoss
+    from janus.model.weights import parted
 
     loss = TaskLoss(model, SIGNATURES[task])
     labels, states, *inputs = (ms.Tensor(array) for array in cases.batch(task))
@@ -174,17 +175,6 @@ def task_values(
         p.name: g.astype("float32").asnumpy() / count for p, g in zip(parameters, gradients, strict=True)
     }
     return logits_NV, float(loss_sum.asnumpy()) / count, parted(named)
-
-
-def parted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by the names of a checkpoint: those of joined parameters are parted."""
-    from janus.model.weights import pieces
-
-    return {
-        own: part
-        for name, array in arrays.items()
-        for own, part in zip(pieces(name), np.split(array, len(pieces(name))), strict=True)
-    }
 
 
 def gradient_norms(named: Mapping[str, np.ndarray]) -> dict[str, float]:

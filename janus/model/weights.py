@@ -5,7 +5,7 @@ beside the code that uses them, and a parameter has its value when it is made.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -43,6 +43,15 @@ def pieces(name: str) -> list[str]:
         return [name]
     inner, _, after = rest.partition(")")
     return [before + own + after for own in inner.split("|")]
+
+
+def parted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of parameters by the names of a checkpoint: those of joined ones are parted."""
+    return {
+        own: part
+        for name, array in arrays.items()
+        for own, part in zip(pieces(name), np.split(array, len(pieces(name))), strict=True)
+    }
 
 
 def random_source(seed: int) -> Source:

@@ -6,7 +6,7 @@ the encoder's weights and the pictures; parts of another key are deleted.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def run(work: Path, model: str, device: str, device_id: int) -> dict[str, Any]:
         chunks = []
         if folder:
             chunks = chunks_of(work / "images" / f"{DRAWN}.index.arrow", parts, "codes")
-            _encode_missing(chunks, rows, folder, (device, device_id))
+            _encode_missing(chunks, rows, folder, partial(use, device, "float32", device_id, True))
         with table_writer(out / "codes.arrow", CODE_SCHEMA) as writer:
             for chunk in chunks:
                 writer.write_table(read_table(chunk.out))
@@ -70,7 +70,7 @@ def run(work: Path, model: str, device: str, device_id: int) -> dict[str, Any]:
 
 
 def _encode_missing(
-    chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, where: tuple[str, int]
+    chunks: Sequence[Chunk], rows: ImageRows, folder: ModelFolder, use_device: Callable[[], Any]
 ) -> None:
     """Write the missing parts. A chunk is INDEX_ROWS pictures, a batch of the index."""
     missing = {chunk: chunk.read()["image_sha256"] for chunk in chunks if not _is_whole(chunk)}
@@ -78,7 +78,7 @@ def _encode_missing(
         return
     from janus.generate.pictures import vq_encoder
 
-    use(where[0], "float32", where[1], deterministic=True)
+    use_device()
     encode = vq_encoder(folder)
     left = sum(map(len, missing.values()))
     with track("vq", len(rows), "images", resumed=len(rows) - left) as advance:

@@ -16,11 +16,12 @@ from trainer_shards import CONFIG, SIDE, TOKENS, word_tokenizer
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.generate.decode import Decoder
 from janus.inspect.bounds import LOSS, RELATIVE
-from janus.inspect.verify import gradient_norms, open_cases, parted, task_values
+from janus.inspect.verify import gradient_norms, open_cases, task_values
 from janus.model import kernels
 from janus.model.kernels import ascend, plain
 from janus.model.layers import working_weights
 from janus.model.loss import TaskLoss
+from janus.model.weights import parted
 from janus.prompts import SIGNATURES
 from trainer.stream.shapes import Batch
 

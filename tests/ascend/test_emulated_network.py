@@ -9,7 +9,6 @@ from bench.ascend.emulation.__main__ import NARROW
 from bench.ascend.emulation.forms import segments
 from bench.ascend.emulation.network import HEAD, Batch, Network, Weights, draw
 from bench.ascend.emulation.rounding import EXACT, relative_error
-from janus.inspect.verify import parted
 from janus.model import weights as sources
 from janus.model.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 from janus.model.janus import Janus
@@ -70,7 +69,7 @@ def test_the_emulated_network_is_the_products(on_cann: None) -> None:
     trained = ms.ParameterTuple(loss.get_parameters())
     value, gradients = ms.value_and_grad(loss, None, trained)(*_inputs(batch))
     assert float(value) / network.targets == pytest.approx(expected, rel=1e-6)
-    found = parted({w.name: g.asnumpy() for w, g in zip(trained, gradients, strict=True)})
+    found = sources.parted({w.name: g.asnumpy() for w, g in zip(trained, gradients, strict=True)})
     exact = _by_name(network.gradients)
     assert found.keys() == exact.keys()
     for name, gradient in exact.items():

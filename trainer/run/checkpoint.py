@@ -8,7 +8,6 @@ every other file, and of itself; the folder gets its name when all of it is on t
 import hashlib
 import json
 import shutil
-from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,8 +98,7 @@ def save_checkpoint(
 
     def write(folder: Path) -> None:
         save_model(folder)
-        parts = [TensorToSave.of(name, tensor) for name, tensor in optimizer.items()]
-        save_safetensors(folder / OPTIMIZER, dict(ChainMap(*parts)))
+        save_safetensors(folder / OPTIMIZER, TensorToSave.of(optimizer))
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         content = {"step": step, **asdict(state), "sha256": files}
         content["digest"] = _digest(content)

@@ -236,8 +236,7 @@ def _ready(feed: Feed, first: int, steps: int) -> list[StepData]:
     """A block of steps; on Ascend its arrays are on their way to the device."""
     block = feed.block(first, steps)
     if device.current() != "CPU":
-        for _, batch in (pair for data in block for pair in data.batches):
-            batch.tensors  # noqa: B018
+        _ = [batch.tensors for data in block for _, batch in data.batches]
     return block
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench.ascend.audit.dump import STRUCTURE, VIEWS, Node, TensorType
 from bench.ascend.audit.support import Support
-from janus.device import HEAD_STEP, LARGEST_HEAD
+from janus.device import HEAD_STEP, LARGEST_HEAD, MOST_SEGMENTS
 from janus.inspect.kernels import Kernel
 from janus.model.kernels.ascend import CAUSAL
 
@@ -21,7 +21,7 @@ NEAR = 0.02
 """How far bytes may be from the count, as a share of it."""
 LARGEST_CONSTANT = 2**20
 MASK = TensorType("UInt8", (CAUSAL, CAUSAL))
-TND, CAUSAL_MODES, LARGEST_PACK, MOST_HEADS, MOST_TOKENS = 4, (2, 3), 1024, 256, 2**20
+TND, CAUSAL_MODES, MOST_HEADS, MOST_TOKENS = 4, (2, 3), 256, 2**20
 """MindSpore's number of layout TND, its causal modes; limits of `mindspore.ops.flash_attention_score`."""
 
 Rule = Callable[[Sequence[Node], Support], Iterator[str]]
@@ -117,8 +117,8 @@ def end_faults(ends: Sequence[int], tokens: int) -> Iterator[str]:
         yield f"segments are of lengths {lengths}; TND takes none of zero"
     if ends[-1] != tokens:
         yield f"the last segment ends at {ends[-1]} of {tokens} tokens"
-    if len(ends) > LARGEST_PACK:
-        yield f"there are {len(ends)} segments; TND takes {LARGEST_PACK}"
+    if len(ends) > MOST_SEGMENTS:
+        yield f"there are {len(ends)} segments; TND takes {MOST_SEGMENTS}"
 
 
 def constants(nodes: Sequence[Node], support: Support) -> Iterator[str]:
