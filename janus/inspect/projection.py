@@ -132,20 +132,20 @@ def project(config: JanusConfig, load: Load, step: Step, card: Card, train_gen_e
     trained = trained_parts(step.stage, train_gen_embed)
     batches = step.batch or _one_of_each(load, trained)
     runs = {str(batch): _kernels(config, batch, trained, load.dtype) for batch in batches}
-    weights = _weights(config)
-    sizes = [(n, load.dtype != "float32" and not table) for n, table in _trained(weights, batches, trained)]
-    runs["update"] = [kernel for n, rounded in sizes for kernel in update(n, rounded)]
+    weights, dtype = _weights(config), load.dtype
+    mine = _trained(weights, batches, trained)
+    runs["update"] = [kernel for own in mine for kernel in update(own.elements, own.rounded(dtype))]
     every = [kernel for batch in (*map(str, batches), "update") for kernel in runs[batch]]
     return {
         "label": LABEL,
         "stage": step.stage,
-        "dtype": load.dtype,
+        "dtype": dtype,
         "batches": [*map(str, batches)],
-        "card": asdict(card) | {"peak_tflops": card.peak_tflops or PEAK[load.dtype]},
-        "memory": _memory(weights, batches, trained, load.dtype, runs),
-        "runs": {name: card.total(kernels, load.dtype) for name, kernels in runs.items()},
-        "groups": {g: card.total((k for k in every if k.group == g), load.dtype) for g in GROUPS},
-        "step": card.total(every, load.dtype),
+        "card": asdict(card) | {"peak_tflops": card.peak_tflops or PEAK[dtype]},
+        "memory": _memory(weights, batches, trained, dtype, runs),
+        "runs": {name: card.total(kernels, dtype) for name, kernels in runs.items()},
+        "groups": {g: card.total((k for k in every if k.group == g), dtype) for g in GROUPS},
+        "step": card.total(every, dtype),
     }
 
 
@@ -166,6 +166,13 @@ class _Weight(NamedTuple):
     elements: int
     float32: bool  # whatever the dtype
 
+    def rounded(self, dtype: str) -> bool:
+        """Whether it is a shorter copy of a float32 master."""
+        return not self.float32 and dtype != "float32"
+
+    def bytes(self, dtype: str) -> int:
+        return self.elements * (BYTES[dtype] if self.rounded(dtype) else 4)
+
 
 @cache
 def _weights(config: JanusConfig) -> list[_Weight]:
@@ -181,10 +188,10 @@ def _weights(config: JanusConfig) -> list[_Weight]:
 
 def _trained(
     weights: Iterable[_Weight], batches: Iterable[MicroBatch], trained: frozenset[str]
-) -> list[tuple[int, bool]]:
-    """(elements, whether it stays float32) of each weight that gets a gradient."""
+) -> list[_Weight]:
+    """Those that get a gradient."""
     used = trained & set().union(*(batch.parts for batch in batches))
-    return [(weight.elements, weight.float32) for weight in weights if weight.part in used]
+    return [weight for weight in weights if weight.part in used]
 
 
 def _memory(
@@ -199,14 +206,13 @@ def _memory(
     in_graph: the gradients of a micro-batch, all alive before the first is added to its buffer, as on a CPU.
     activations: what is kept for the backward, and the largest gradient that comes in and goes out.
     """
-    size = BYTES[dtype]
     mine = _trained(weights, batches, trained)
-    own = sum(n for n, _ in mine)
-    masters = sum(4 * n for n, float32 in mine if not float32 and size < 4)
-    in_graph = [sum(n * (4 if f else size) for n, f in _trained(weights, [b], trained)) for b in batches]
+    own = sum(weight.elements for weight in mine)
+    masters = sum(4 * weight.elements for weight in mine if weight.rounded(dtype))
+    in_graph = [sum(w.bytes(dtype) for w in _trained(weights, [b], trained)) for b in batches]
     network = sum(weight.elements for weight in weights)
     device = {
-        "weights": sum(weight.elements * (4 if weight.float32 else size) for weight in weights),
+        "weights": sum(weight.bytes(dtype) for weight in weights),
         "masters": masters,
         "gradients": 4 * own,
         "in_graph": max(in_graph),
@@ -230,16 +236,10 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
     free = card["usable_gib"] - memory["total"] / 2**30
     verdict = f"{free:.1f} left" if free >= 0 else f"does not fit, {-free:.1f} too many"
     yield f"GiB on the card, of {card['usable_gib']:.0f} usable: {verdict}"
-    yield from (
-        f"  {name.replace('_', ' '):12} {memory[name] / 2**30:>9.2f}" for name in memory if name != "host"
-    )
+    yield from (f"  {n.replace('_', ' '):12} {b / 2**30:>9.2f}" for n, b in memory.items() if n != "host")
     yield f"GiB on the host while it loads: {memory['host'] / 2**30:.2f}"
     yield f"  {'':20} {'TFLOP':>9} {'GB moved':>9} {'launches':>9} {'ms':>9}"
-    for name, total in (
-        *description["groups"].items(),
-        *description["runs"].items(),
-        ("step", description["step"]),
-    ):
+    for name, total in (description["groups"] | description["runs"] | {"step": description["step"]}).items():
         figures = f"{total['operations'] / 1e12:9.2f} {total['bytes'] / 1e9:9.1f} {total['launches']:9.0f}"
         yield f"  {name:20} {figures} {total['seconds'] * 1e3:9.1f}"
     yield "assuming " + ", ".join(f"{name} {value:g}" for name, value in card.items())

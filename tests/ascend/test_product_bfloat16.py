@@ -11,7 +11,7 @@ from mindspore import Parameter
 from paths import GOLDEN, needs_shared
 from trainer_shards import CONFIG
 
-from bench.ascend.emulation.rounding import to_bfloat16
+from bench.ascend.emulation.rounding import cosine, to_bfloat16
 from janus import device
 from janus.checkpoint.folder import ModelFolder, open_model
 from janus.inspect.bounds import LOSS, Bounds
@@ -51,10 +51,7 @@ def test_a_task_has_nearly_the_loss_and_gradients_of_the_reference(task: str, on
 
 
 def _cosine(found: dict[str, np.ndarray], exact: dict[str, np.ndarray], names: list[str]) -> float:
-    x, y = (
-        np.concatenate([own[name].ravel().astype(np.float64) for name in names]) for own in (found, exact)
-    )
-    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+    return cosine(*(np.concatenate([own[name].ravel() for name in names]) for own in (found, exact)))
 
 
 def test_steps_move_float32_masters_and_round_them_to_working_weights(

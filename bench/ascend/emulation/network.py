@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.ascend.emulation import forms
-from bench.ascend.emulation.rounding import BFLOAT16, EXACT, Arithmetic, relative_error
+from bench.ascend.emulation.rounding import BFLOAT16, EXACT, Arithmetic, cosine, relative_error
 
 EPS = 1e-6
 Weights = dict[str, np.ndarray]
@@ -122,6 +122,7 @@ class Network:
         return (text + image) / self.targets
 
     def backward(self) -> None:
+        """Fill `gradients` with those of the loss that `forward` gave."""
         a, batch, kept = self.a, self.batch, self._kept
         scale = 1 / self.targets
         dtext_NV = forms.cross_entropy_gradient(a, scale, kept["text"], batch.text_labels_N)
@@ -229,19 +230,12 @@ def compare(sizes: Sizes, lengths: list[int]) -> Comparison:
         network.backward()
         gradients.append(network.gradients)
     exact, found = gradients
-    joined = [
-        np.concatenate([own[name].ravel() for name in exact]).astype(np.float64) for own in (found, exact)
-    ]
+    joined = [np.concatenate([own[name].ravel() for name in exact]) for own in (found, exact)]
     return Comparison(
         losses[0],
         abs(losses[1] / losses[0] - 1),
-        {name: _cosine(found[name], exact[name]) for name in exact},
+        {name: cosine(found[name], exact[name]) for name in exact},
         frozenset(name for name in exact if exact[name].ndim == 2),
-        _cosine(*joined),
+        cosine(*joined),
         relative_error(*joined),
     )
-
-
-def _cosine(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x.ravel().astype(np.float64), y.ravel()
-    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))

@@ -56,3 +56,9 @@ def mean_relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     """The mean of |found − exact| / |exact| over the elements that are not 0."""
     used = exact != 0
     return float(np.mean(np.abs(found[used] - exact[used]) / np.abs(exact[used])))
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the angle between two arrays."""
+    x, y = (array.ravel().astype(np.float64) for array in (x, y))
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
