@@ -172,6 +172,7 @@ class TrainConfig:
 
     @property
     def trained_parts(self) -> frozenset[str]:
+        """Parts of the network that are trained, as `janus.model.janus.PARTS` names them."""
         return trained_parts(self.stage, self.train_gen_embed)
 
     def on_device(self) -> Self:

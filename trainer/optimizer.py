@@ -88,6 +88,7 @@ class AdamW:
         return {"step": Tensor([self._step], ms.int64)} | {p.name: p for p in self._moments}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` gave, in which joined parameters are parted."""
         self._step = int(tensors["step"].asnumpy()[0])
         for parameter in self._moments:
             # Not set_data: a graph that has run goes on reading the old memory.

@@ -43,6 +43,7 @@ class StepNumbers:
 
     @property
     def finite(self) -> bool:
+        """Whether every loss and the norm are numbers that a step may use."""
         return all(map(math.isfinite, (*self.loss_sum.values(), self.grad_norm)))
 
 
@@ -195,5 +196,6 @@ class TrainStep:
         self._numbers.asnumpy()
 
     def evaluate(self, task: str, batch: Batch) -> Score:
+        """How well one micro-batch is predicted; trains nothing."""
         (score,) = score_batch(self._evaluate[task], batch)
         return score

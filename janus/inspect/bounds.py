@@ -38,7 +38,8 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return self.difference <= self.tolerance  # NaN is not
+        """Whether it is within the tolerance; NaN is not."""
+        return self.difference <= self.tolerance
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
     self.rotate = kernels.Rotary(config.num_heads, config.head_size, config.rope_theta)
 
 A body is a module with the Cells that `plain.py` has, under the same names and with the same arguments: Cells
-hold no parameters. `plain.py` says what is computed. `cpu.py` computes the same faster; tests hold its values
-and gradients against the plain ones. Another device gets a file of its own and a line in `BODIES`.
+hold no parameters. `plain.py` says what is computed; `cpu.py` and `ascend.py` compute the same faster, and
+tests hold their values and gradients against the plain ones. `JOINED` and `SLOTS` say where a body takes its
+arguments in another layout. Another device gets a file of its own and a line in `BODIES`.
 """
 
 from importlib import import_module
