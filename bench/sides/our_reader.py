@@ -19,7 +19,7 @@ def start(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Job]]:
 
     folder, task, pixels = arguments
     workload = Workload(Path(folder), pixels)
-    config = workload.config(task, batch_size=BATCH, micro_batch=BATCH, steps=STEPS)
+    config = workload.config(task, batch_size=BATCH, micro_batch=BATCH, steps=STEPS, device="CPU")
     began = time.perf_counter()
     feed = workload.feed(config)
     opened = time.perf_counter()

@@ -20,7 +20,7 @@ from janus.checkpoint.tensors import open_safetensors
 from janus.common.errors import UserError
 from janus.common.files import read_json
 from janus.inspect.bounds import MLP, Bounds, Check
-from janus.model.kernels import body
+from janus.model.kernels import takes_slots
 from janus.prompts import SIGNATURES, image_index
 from janus.tokens import IGNORE
 
@@ -58,7 +58,7 @@ class Cases:
 def _segments(mask_BS: np.ndarray) -> list[np.ndarray]:
     """What keeps rows and their padding apart, as the kernels take it."""
     token_of_P = np.arange(mask_BS.size, dtype=np.int32)
-    if body().SLOTS:
+    if takes_slots():
         return [token_of_P.reshape(mask_BS.shape), token_of_P, mask_BS]
     part_P = (mask_BS + 2 * np.arange(len(mask_BS))[:, None]).reshape(-1)
     return [np.flatnonzero(np.diff(part_P, append=-1)) + 1]

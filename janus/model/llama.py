@@ -84,7 +84,7 @@ class Llama(nn.Cell):
         self.scale = config.head_size**-0.5
 
     def construct(self, x_PD: Tensor, position_ids_P: Tensor, *segments: Tensor) -> Tensor:
-        """segments: what keeps samples apart, as the kernels' `SLOTS` has it; see `Batch`."""
+        """segments: what keeps samples apart, as the kernels' `takes_slots` says; see `Batch`."""
         angles = self.angles(position_ids_P, x_PD.dtype)
         places = self.layers[0].self_attn.attention.places(x_PD.shape[0], *segments)
         for layer in self.layers:

@@ -11,7 +11,7 @@ classes, N states that predict (static; unused ones carry a negative label).
 from mindspore import Tensor, nn, ops
 
 from janus.model.janus import Janus, PlaceImages
-from janus.model.kernels import body
+from janus.model.kernels import body, takes_slots
 from janus.prompts import Signature
 
 
@@ -22,7 +22,7 @@ class TaskLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.signature, self.dtype = signature, model.dtype
         self.take_states, self.place_images = body().TakeRows(), PlaceImages()
-        self.segments = 3 if body().SLOTS else 1
+        self.segments = 3 if takes_slots() else 1
         self.targets = 2 * (signature.text + signature.drawn)
         self.language_model = model.language_model
         if signature.understood:

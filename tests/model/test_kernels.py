@@ -56,7 +56,7 @@ class _Segments(nn.Cell):
     def __init__(self, body: object) -> None:
         super().__init__(auto_prefix=False)
         slots = tuple(map(Tensor, token_slots([4, 3, 5], rows=2, length=8, tokens=13)[1:]))
-        self.arrays = slots if body.SLOTS else (Tensor(np.array([4, 7, 12, 13])),)
+        self.arrays = slots if body is cpu else (Tensor(np.array([4, 7, 12, 13])),)
         self.attention = body.SegmentAttention(heads=2, head_size=4)
 
     def construct(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Rows a run uses, and what is refused before the first step."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,11 @@ def test_shards_of_another_tokenizer_or_vq_encoder_are_refused(shards: Path, tmp
     (path / "tokenizer.json").write_text(json.dumps(content))  # the same tokens, other bytes
     with pytest.raises(UserError, match=r"model/tokenizer.json: not the tokenizer of"):
         check(shards)
+
+
+def test_a_feed_for_a_named_device_does_not_load_mindspore() -> None:
+    """Its threads would halve what a reader without a network reaches."""
+    code = "import sys; import trainer.stream.feed; from janus.model.kernels import takes_slots; "
+    code += "print(takes_slots('CPU'), takes_slots('Ascend'), 'mindspore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False", "False"], done.stderr

@@ -11,7 +11,7 @@ import numpy as np
 
 from janus.common.graph_cache import network_graphs
 from janus.model.janus import Janus
-from janus.model.kernels import body
+from janus.model.kernels import takes_slots
 from janus.model.loss import TaskLoss, TokenScores
 from janus.prompts import IMAGE, TEXT
 from janus.tokens import SpecialTokens
@@ -76,7 +76,7 @@ def score_samples(
     order = deal(sample_weights(block.lengths_R, targets), random_words(len(samples), task, "score"), size, 0)
     counts = Counts.of(block.lengths_R, targets, block.codes_R, block.images_R, image)
     counts_MN = counts.each(lambda own: in_micro_batches(own[order], size))
-    shape = shape_for(counts_MN, image, slots=body().SLOTS)
+    shape = shape_for(counts_MN, image, slots=takes_slots())
     cell = TokenScores(TaskLoss(model, shape.signature))
     token_scores = network_graphs(model.config).compile(cell, f"score {task}")
     kinds = np.stack([counts.targets, block.codes_R], 1)

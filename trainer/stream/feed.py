@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from janus import device
 from janus.common.errors import UserError
-from janus.model.kernels import body
+from janus.model.kernels import takes_slots
 from janus.prompts import Signature
 from janus.tokens import SpecialTokens
 from shards.read import ShardSet, TaskRows
@@ -142,6 +141,7 @@ class Feed:
         saved_shapes: `BatchShape.sizes` of each task of a resumed run; kept where they hold every step.
         """
         self._special, self._config, counts = special, config, config.counts
+        self.device = config.device
         self._counts, saved, limits = counts, saved_shapes or {}, config.samples
         self.cuts = {task: cut(count, config.micro_batch) for task, count in counts.items()}
         self.train = {task: _rows(shards, "train", task, config, limits.get(task)) for task in counts}
@@ -196,7 +196,7 @@ class Feed:
             order = rows.even_order(samples, task, "validation")
             counts.append(rows.counts(image).each(lambda own: in_micro_batches(own[order], samples)))
         typical = count * min(steps, TYPICAL_STEPS)
-        slots = body().SLOTS
+        slots = takes_slots(self.device)
         return shape_for(Counts.joined(counts), image, slots=slots, typical=typical, saved=saved)
 
     def _task_steps(
@@ -235,7 +235,7 @@ def _rows(shards: ShardSet, split: str, task: str, config: TrainConfig, limit: i
 def _ready(feed: Feed, first: int, steps: int) -> list[StepData]:
     """A block of steps; on Ascend its arrays are on their way to the device."""
     block = feed.block(first, steps)
-    if device.current() != "CPU":
+    if feed.device == "Ascend":
         _ = [batch.tensors for data in block for _, batch in data.batches]
     return block
 

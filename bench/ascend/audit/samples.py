@@ -3,7 +3,7 @@
 import numpy as np
 
 from janus.model.config import JanusConfig
-from janus.model.kernels import body
+from janus.model.kernels import takes_slots
 from janus.prompts import IMAGE, SIGNATURES, TEXT
 from janus.tokens import SpecialTokens
 from shards.schema import RowBlock
@@ -55,6 +55,6 @@ def batch_of(task: str, config: JanusConfig) -> Batch:
     sizes = ends[-1], ANSWER * signature.text, int(signature.understood), int(signature.drawn)
     present = np.arange(samples + 1)[None] < samples
     counts = Counts(*(present * int(size) for size in sizes))
-    shape = shape_for(counts, image, slots=body().SLOTS)
+    shape = shape_for(counts, image, slots=takes_slots())
     (batch,) = collate(task, rows, [samples], shape, SPECIAL)
     return batch

@@ -21,7 +21,7 @@ from janus.model.kernels import plain
 from janus.model.kernels.plain import Tensors
 from janus.tokens import IGNORE
 
-JOINED, SLOTS = True, False
+JOINED = True
 CAUSAL = 2048
 """Side of the one mask that flash attention takes for causal attention of any length."""
 

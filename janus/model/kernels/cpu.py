@@ -39,7 +39,7 @@ def _result(kind: type[nn.Cell]) -> type[nn.Cell]:
     return Result
 
 
-JOINED, SLOTS = False, True
+JOINED = False
 
 AddBias = gradients.AddBias
 Attention = _result(gradients.Attention)

@@ -13,8 +13,6 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 Tensors = tuple[Tensor, ...]
 JOINED = False
 """Whether products of one input are one product, with their weights below each other."""
-SLOTS = False
-"""Whether attention over segments takes rows of slots, as `Batch` has them, or the segments' ends."""
 ROOT_HALF = 2**-0.5  # a graph would compute it in float32
 MASKED = -1e9
 """Added to a score that must not count: exp of it is exactly 0."""
