@@ -31,6 +31,7 @@ AHEAD = 4
 KILLED = ("kills_worker", "a worker process died on it, twice")
 """Reason to reject a row on which a worker process died, twice: the second time on that row only."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 _DEATHS = (BrokenProcessPool, MemoryError)
@@ -72,7 +73,25 @@ def start_forkserver(modules: Sequence[str]) -> None:
         from multiprocessing import forkserver
 
         forkserver.set_forkserver_preload(list(modules))
+        _ensure_forkserver()
+
+
+def _ensure_forkserver() -> None:
+    """Start the process that workers fork from, if there is none, without the working folder on its path.
+
+    A folder `shards` of data there would be taken for the package where that is installed as editable.
+    """
+    from multiprocessing import forkserver
+
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
         forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def map_chunks(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int) -> Iterator[Result]:
@@ -82,6 +101,8 @@ def map_chunks(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers
     a row that kills by itself is skipped. Raises UserError naming a chunk that kills although none of its
     rows does.
     """
+    if METHOD == "forkserver":
+        _ensure_forkserver()
     left = deque(chunks)
     while left:
         try:

@@ -3,10 +3,13 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 
 import pyarrow as pa
 import pytest
@@ -93,3 +96,22 @@ def test_a_chunk_that_kills_without_any_row_doing_so_is_one_line(chunks: list[Ch
     says = r"batch 0 of .*: a worker process dies on it, but on none of its rows"
     with pytest.raises(UserError, match=says):
         list(map_chunks(die_of_company, chunks, 2))
+
+
+WHERE = """
+import multiprocessing
+from pipelines.pool import start_forkserver
+start_forkserver(["shards.pictures"])
+with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    print(pool.apply(eval, ("__import__('shards.pictures', fromlist=['CODECS']).__file__",)))
+"""
+
+
+def test_a_folder_of_shards_where_the_command_runs_is_not_taken_for_the_package(tmp_path: Path) -> None:
+    """Seen with an editable install: its packages come after the folders on the path."""
+    (tmp_path / "shards" / "pictures").mkdir(parents=True)
+    script = tmp_path / "bin" / "command"  # as installed commands are: not where they are called from
+    script.parent.mkdir()
+    script.write_text(f'if __name__ == "__main__":\n{indent(WHERE, "    ")}')
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("shards/pictures.py\n"), done.stdout + done.stderr
