@@ -48,8 +48,7 @@ def use(
     ms.set_context(mode=ms.PYNATIVE_MODE)
     chosen = current() if device == "auto" else device
     if chosen == "Ascend":
-        if device == "Ascend" or device_id or not _use_ascend.cache_info().currsize:
-            _use_ascend(device_id)
+        _use_ascend(device_id)
     elif chosen != current():
         ms.set_device(chosen)
     if device_id and chosen == "CPU":

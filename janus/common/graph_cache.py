@@ -90,7 +90,7 @@ def graph_folder() -> Path | None:
 
 def network_graphs(network: JanusConfig) -> Graphs:
     """For a network of these sizes that is not trained; kept on CPU only."""
-    return Graphs({"network": asdict(network)}, graph_folder() if device.use().device == "CPU" else None)
+    return Graphs({"network": asdict(network)}, graph_folder() if device.current() == "CPU" else None)
 
 
 class _Slot:

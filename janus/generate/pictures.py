@@ -22,7 +22,6 @@ def vq_encoder(folder: ModelFolder) -> Callable[[np.ndarray], np.ndarray]:
     """Gives the codes, uint16 (T,), of a uint8 picture (H, W, 3) that is prepared for generation."""
     from mindspore import Tensor
 
-    device.use()
     encode = device.compiled(folder.build_vq().encode)
     return lambda pixels_HWC: encode(Tensor(pixels_HWC[None]))[0].asnumpy()[0].astype(np.uint16)
 
@@ -31,7 +30,6 @@ def vq_decoder(folder: ModelFolder) -> Callable[[np.ndarray], np.ndarray]:
     """Gives the picture, uint8 (H, W, 3), of codes (T,)."""
     from mindspore import Tensor
 
-    device.use()
     compiled = device.compiled(folder.build_vq().decode)
 
     def decode(codes_T: np.ndarray) -> np.ndarray:
