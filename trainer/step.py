@@ -8,7 +8,7 @@ gradients (clipping, AdamW) or they are discarded: one launch more a step, while
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,8 +117,10 @@ class TrainStep:
         if config.gradient_checkpointing:
             for layer in (*model.language_model.layers, *model.vision_model.layers):
                 layer.recompute()
-        trained = self._trained(model, tasks, config)
         losses = {task: TaskLoss(model, signature) for task, signature in tasks.items()}
+        used = {p.name: p for loss in losses.values() for p in loss.get_parameters()}
+        weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
+        trained = self._trained(model, weights, config.dtype)
         self.trained = {own.weight.name: own.gradient for own in trained}
         self.weights = {own.weight.name: own.master for own in trained}
         numbers = self._numbers = Parameter(Tensor(np.zeros(len(NUMBERS), np.float32)), name="numbers")
@@ -134,18 +136,14 @@ class TrainStep:
         self._begin()
 
     @staticmethod
-    def _trained(model: Janus, tasks: Mapping[str, Signature], config: TrainConfig) -> list[Trained]:
-        """What is trained, in the order of its use; lowers the model to `config.dtype`."""
-        losses = [TaskLoss(model, signature) for signature in tasks.values()]
-        used = {p.name: p for loss in losses for p in loss.get_parameters()}
-        weights = [p for name, p in used.items() if part_of(name) in config.trained_parts]
+    def _trained(model: Janus, weights: Sequence[Parameter], dtype: str) -> list[Trained]:
+        """The weights with buffers and float32 masters; lowers the model to `dtype`."""
         masters = {w.name: w for w in weights}
-        if config.dtype != "float32":
-            for w in working_weights(model):
-                if w.name in masters:
-                    value = Tensor(w.asnumpy())
-                    masters[w.name] = Parameter(value, name=f"master.{w.name}", requires_grad=False)
-            lower(model, config.dtype)
+        for w in working_weights(model) if dtype != "float32" else ():
+            if w.name in masters:
+                value = Tensor(w.asnumpy())
+                masters[w.name] = Parameter(value, name=f"master.{w.name}", requires_grad=False)
+        lower(model, dtype)
         gradients = zeros_like(weights, "gradient")
         return [Trained(w, gradient, masters[w.name]) for w, gradient in zip(weights, gradients, strict=True)]
 

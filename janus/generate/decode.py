@@ -80,7 +80,7 @@ class Prefill(nn.Cell):
     def __init__(self, model: Janus, shows: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
         self.shows, self.cached, self.llama = shows, cached, model.language_model
-        self.dtype, self.place_images = model.dtype, PlaceImages()
+        self.place_images = PlaceImages()
         if shows:
             self.vision_model, self.aligner = model.vision_model, model.aligner
 
@@ -91,7 +91,7 @@ class Prefill(nn.Cell):
         """
         rows = self.cached.rows
         length = input_ids_P.shape[0] // rows
-        embeds_PD = self.llama.embed_tokens(input_ids_P).astype(self.dtype)
+        embeds_PD = self.llama.embed(input_ids_P)
         if self.shows:
             embeds_PD = self.place_images(embeds_PD, self.aligner(self.vision_model(images[1])), images[0])
         positions_S = ops.arange(0, length, 1, dtype=ms.int32)
@@ -107,8 +107,8 @@ class Step(nn.Cell):
 
     def __init__(self, model: Janus, draws: bool, cached: CachedLlama) -> None:
         super().__init__(auto_prefix=False)
-        self.cached, self.dtype = cached, model.dtype
-        self.embed = model.embed_codes if draws else model.language_model.embed_tokens
+        self.cached, self.draws = cached, draws
+        self.embed_codes, self.llama = model.embed_codes, model.language_model
         self.slot_numbers_1C = Tensor(np.arange(cached.slots, dtype=np.int32)[None])
 
     def construct(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Step(nn.Cell):
         slots_R = self.cached.first_slot_BH + ops.tile(positions_B1, (1, heads)).reshape(-1)
         hidden_BC = (self.slot_numbers_1C > positions_B1).astype("float32") * MASKED
         mask_BH1C = ops.tile(hidden_BC.reshape(rows, 1, 1, slots), (1, heads, 1, 1))
-        x_BD = self.embed(tokens_B).astype(self.dtype)
+        x_BD = self.embed_codes(tokens_B) if self.draws else self.llama.embed(tokens_B)
         return self.cached.logits(self.cached(x_BD, positions_B, slots_R, mask_BH1C, False))
 
 

@@ -91,6 +91,10 @@ class Llama(nn.Cell):
             x_PD = layer(x_PD, angles, places)
         return self.norm(x_PD)
 
+    def embed(self, ids_P: Tensor) -> Tensor:
+        """Embeddings (P, D), in the dtype of the layers."""
+        return self.embed_tokens(ids_P).astype(self.norm.weight.dtype)
+
     def angles(self, position_ids_P: Tensor, dtype: Any) -> Tensors:
         """cos and sin of each token's angles; and both times 1/√K, for the query."""
         rotary = self.layers[0].self_attn.rotary

@@ -20,7 +20,7 @@ class TaskLoss(nn.Cell):
 
     def __init__(self, model: Janus, signature: Signature) -> None:
         super().__init__(auto_prefix=False)
-        self.signature, self.dtype = signature, model.dtype
+        self.signature = signature
         self.take_states, self.place_images = body().TakeRows(), PlaceImages()
         self.segments = 3 if takes_slots() else 1
         self.targets = 2 * (signature.text + signature.drawn)
@@ -65,7 +65,7 @@ class TaskLoss(nn.Cell):
         `pixels_IHWC` of the understood and `image_tokens_IT` of the drawn pictures.
         """
         segments, images = others[: self.segments], others[self.segments :]
-        embeds_PD = self.language_model.embed_tokens(input_ids_P).astype(self.dtype)
+        embeds_PD = self.language_model.embed(input_ids_P)
         if self.signature.understood and self.signature.drawn:
             shown_MD = self.aligner(self.vision_model(images[1]))
             both_MD = ops.concat((shown_MD, self.embed_codes(images[2])), 0)
