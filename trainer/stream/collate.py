@@ -182,16 +182,13 @@ def _token_arrays(
 ) -> dict[str, np.ndarray]:
     """The tokens, their positions, and where each sample's segment ends."""
     ids_MP = np.full((len(layout.tokens_M), shape.tokens), special.pad, np.int32)
-    position_MP, flat_P = np.zeros_like(ids_MP), _numbers(shape.tokens)
+    position_MP = np.zeros_like(ids_MP)
+    positions_K = np.arange(len(rows.ids_K)) - np.repeat(_firsts(rows.lengths_R), rows.lengths_R)
     seen = 0  # of all tokens; a micro-batch ends where its last sample does
-    samples = np.stack([layout.lengths_MN, layout.starts_MN], 2).tolist()
-    for m, own in enumerate(samples):
-        position_P, end = position_MP[m].data, int(layout.tokens_M[m])
-        for length, first in own:
-            position_P[first : first + length] = flat_P[:length]
-        ids_MP[m, :end] = rows.ids_K[seen : seen + end]
+    for m, end in enumerate(layout.tokens_M.tolist()):
+        ids_MP[m, :end], position_MP[m, :end] = (of[seen : seen + end] for of in (rows.ids_K, positions_K))
         seen += end
-    last_M1 = np.full((len(samples), 1), shape.tokens)
+    last_M1 = np.full((len(ids_MP), 1), shape.tokens)
     ends_MN = np.concatenate((layout.ends_MN, last_M1), 1)
     return {"input_ids_P": ids_MP, "position_ids_P": position_MP, "segment_ends_N": ends_MN}
 
