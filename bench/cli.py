@@ -17,6 +17,7 @@ from bench.measures.rows import NAMES, measure
 from bench.measures.session import Session
 from bench.measures.workload import find, prepare
 from janus.common.files import write_text
+from janus.device import processor
 from janus.model.config import PRESETS
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
@@ -92,19 +93,13 @@ def _facts(session: Session, seconds: float) -> dict[str, str]:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True, capture_output=True
     )
     return {
-        "machine": f"{os.cpu_count()} × {processor()}, {_memory_gb():.0f} GB, {platform.system()}",
+        "machine": f"{processor()}, {_memory_gb():.0f} GB, {platform.system()}",
         "commit": commit.stdout.strip() or "unknown",
         "date": date.today().isoformat(),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "data": session.workload.data,
         "rounds": f"{session.rounds}, {seconds / 60:.0f} minutes in all",
     }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _memory_gb() -> float:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from bench.cli import processor
 from bench.measures.workload import HUB
+from janus.device import processor
 from janus.images import ImagePreparation, decode_image, prepare_understanding
 from shards.pictures import CODECS
 

@@ -12,7 +12,6 @@ from janus.inspect.costs import BYTES, Work
 from janus.inspect.kernels import FLOAT, Kernel, Kernels, Part
 from janus.model.config import JanusConfig, TextConfig, VisionConfig
 
-TABLES = ("embed_tokens.", "generation_embeddings.", "vision_model.embeddings.")
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
@@ -22,11 +21,6 @@ def holder(name: str) -> str:
         for own in names:
             name = name.replace(f".{own}.", f".{joined}.")
     return name
-
-
-def stays_float32(name: str) -> bool:
-    """Whether a weight of that name is float32 whatever the dtype: it is gathered from, or meets pixels."""
-    return any(table in name for table in TABLES)
 
 
 def micro_batch(config: JanusConfig, work: Work, trained: Collection[str], dtype: str) -> list[Kernel]:

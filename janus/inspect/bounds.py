@@ -78,10 +78,8 @@ class Bounds:
 
     def norms(self, task: str, actual: Mapping[str, float], expected: Mapping[str, float]) -> Check:
         """The gradient norms of all parameters; NaN for other parameters than expected."""
-        worst = float("nan")
-        if actual.keys() == expected.keys():
-            worst = max(abs(actual[name] - norm) / norm for name, norm in expected.items())
-        return Check(f"{task}.grad_norms (relative)", worst, self._gradient(task))
+        furthest = furthest_norm(actual, expected)
+        return Check(f"{task}.grad_norms (relative)", furthest, self._gradient(task))
 
     def gradient(self, task: str, name: str, actual: np.ndarray, expected: np.ndarray) -> Check:
         """One parameter's gradient in full."""
@@ -93,3 +91,10 @@ class Bounds:
 
     def _gradient(self, task: str) -> float:
         return RELATIVE if self.dtype == "float32" else self._relative(3 * self.logits(task))
+
+
+def furthest_norm(actual: Mapping[str, float], expected: Mapping[str, float]) -> float:
+    """The largest relative difference of a gradient's norm; NaN where not both have the same ones."""
+    if actual.keys() != expected.keys():
+        return float("nan")
+    return max(abs(actual[name] - norm) / max(norm, 1e-30) for name, norm in expected.items())

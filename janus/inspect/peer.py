@@ -38,12 +38,6 @@ class Run:
     seconds: float
     peak: int | None
 
-    def furthest_norm(self, other: "Run") -> float:
-        """The largest relative difference of a gradient's norm; NaN where not both have the same ones."""
-        if self.norms.keys() != other.norms.keys():
-            return float("nan")
-        return max(abs(self.norms[name] - norm) / max(norm, 1e-30) for name, norm in other.norms.items())
-
 
 def beside_mindone(folder: Path, cases: Cases, dtype: str, mode: str) -> Iterator[tuple[str, Run, Run]]:
     """(task, ours, mindone's) for the weights in `folder`, of transformers' layout."""

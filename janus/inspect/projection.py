@@ -19,7 +19,7 @@ import click
 
 from janus.common.errors import UserError
 from janus.common.options import option
-from janus.inspect.ascend import holder, micro_batch, stays_float32
+from janus.inspect.ascend import holder, micro_batch
 from janus.inspect.costs import BYTES, Load
 from janus.inspect.kernels import GROUPS, Kernel, update
 from janus.model.config import JanusConfig
@@ -177,12 +177,13 @@ class _Weight(NamedTuple):
 @cache
 def _weights(config: JanusConfig) -> list[_Weight]:
     """Of the network that is trained, all but the VQ tokenizer."""
-    from janus.model.janus import parameter_shapes, part_of
+    from janus.model.janus import parameter_shapes, part_of, working_names
 
     elements: Counter[str] = Counter()
     for name, shape in parameter_shapes(config).items():
         elements[holder(name)] += prod(shape)
-    weights = [_Weight(part_of(name), n, stays_float32(name)) for name, n in elements.items()]
+    working = {holder(name) for name in working_names(config)}
+    weights = [_Weight(part_of(name), n, name not in working) for name, n in elements.items()]
     return [weight for weight in weights if weight.part != "vq"]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from janus import device
 from janus.common.errors import UserError
+from janus.inspect.bounds import furthest_norm
 from janus.inspect.peer import Run, beside_mindone
 from janus.inspect.verify import open_cases, verify
 
@@ -46,7 +47,7 @@ def _say_peer(folder: Path, mode: str, used: device.Used, say: Callable[[str], N
     cases = open_cases(folder)
     for dtype in device.dtypes(used.device):
         for task, ours, theirs in beside_mindone(folder / PEER_LAYOUT, cases, dtype, mode):
-            apart = f"{ours.furthest_norm(theirs):.1e}"
+            apart = f"{furthest_norm(ours.norms, theirs.norms):.1e}"
             values = (f"{ours.loss:.6f}", f"{theirs.loss:.6f}", apart, *_shown(ours, theirs))
             say(f"| {dtype} | {task} | {' | '.join(values)} |")
     say("")

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from janus.model.config import JanusConfig
 from janus.model.kernels import body
-from janus.model.layers import Embedding, Linear, Mlp
+from janus.model.layers import Embedding, Linear, Mlp, working_weights
 from janus.model.llama import Llama
 from janus.model.siglip import Siglip
 from janus.model.weights import Source, Weights
@@ -90,22 +90,33 @@ class PlaceImages(nn.Cell):
         return self.take(ops.concat((text_PD, images_MD), 0), source_P)
 
 
-def visit_parameters(config: JanusConfig, source: Source) -> None:
-    """Ask `source` for every parameter of the whole network, VQ included; what it gives is dropped."""
+def visit_parameters(config: JanusConfig, source: Source) -> Janus:
+    """Ask `source` for every parameter of the whole network, VQ included; gives what is trained of it."""
     from janus.model.vq import VQ
 
     weights = Weights(source)
-    Janus(weights, config)
+    model = Janus(weights, config)
     VQ(weights / "model" / "vqmodel", config.vq, config.vision.image_size, images=1)
+    return model
 
 
 def parameter_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the whole network, VQ included, without allocating them."""
+    return _noted(config)[0]
+
+
+def working_names(config: JanusConfig) -> frozenset[str]:
+    """Names of the parameters that are `working_weights`."""
+    return frozenset(parameter.name for parameter in working_weights(_noted(config)[1]))
+
+
+def _noted(config: JanusConfig) -> tuple[dict[str, tuple[int, ...]], Janus]:
+    """Shapes by name, and a network whose parameters have one element."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
         shapes[name] = shape
         return np.zeros(1, np.float32)
 
-    visit_parameters(config, note)
-    return shapes
+    model = visit_parameters(config, note)
+    return shapes, model
