@@ -171,6 +171,7 @@ class _Weight(NamedTuple):
         return not self.float32 and dtype != "float32"
 
     def bytes(self, dtype: str) -> int:
+        """On the card, its master not counted."""
         return self.elements * (BYTES[dtype] if self.rounded(dtype) else 4)
 
 

@@ -36,6 +36,7 @@ class Graph:
 
     @property
     def label(self) -> str:
+        """The graph in words, as the table names it."""
         layers = f", {self.layers} layer{'s' * (self.layers > 1)}" if self.layers else ""
         return f"{self.name} ({self.preset}{layers}, {self.dtype}) {self.level}"
 

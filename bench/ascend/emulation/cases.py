@@ -47,6 +47,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
+        """How many times the error of the exact result rounded once."""
         return self.error / self.ideal
 
 
@@ -64,6 +65,7 @@ class _Cases:
     def note(
         self, form: str, size: str, result: str, found: np.ndarray, exact: np.ndarray, kind: str = "ascend"
     ) -> None:
+        """Add a row: how far `found` is from `exact`, and how far rounding alone would be."""
         errors = [
             measure(own, exact)
             for measure in (relative_error, mean_relative_error)

@@ -79,6 +79,7 @@ class Rotary(plain.Rotary):
     """One kernel over (1, P, H, K)."""
 
     def angles(self, position_ids_P: Tensor, scale: float) -> Tensors:
+        """cos and sin as the plain form has them, (1, P, 1, K)."""
         cos_P1K, sin_P1K = super().angles(position_ids_P, scale)
         return cos_P1K.expand_dims(0), sin_P1K.expand_dims(0)
 
