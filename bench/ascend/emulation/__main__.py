@@ -10,6 +10,7 @@ KINDS = {"ascend": f"at most {BOUND:g}", "before": "replaced", "through": "not h
 
 
 def main(quick: bool) -> None:
+    """Print the tables of docs/ascend.md; quick: at narrow widths."""
     print("| form | size | times the error of one rounding | largest error | bound |")
     print("|---|---|---|---|---|")
     for _, own in groupby(rows(quick), lambda row: (row.form, row.size)):
