@@ -234,7 +234,10 @@ def test_a_build_in_progress_is_not_disturbed(tmp_path: Path, build: list[str]) 
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
     while not (tmp_path / "work" / ".lock").exists() and first.poll() is None:
         time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)  # a build of few rows ends before the second has started
+    assert (tmp_path / "work" / ".lock").exists()
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2, second.stdout
     assert second.stderr.startswith("Error: ")
     assert second.stderr.count("\n") == 1
