@@ -14,8 +14,7 @@ import click
 from bench.measures.link import ROOT, SideError
 from bench.measures.results import Figure, from_json, put_into_readme, table, write
 from bench.measures.rows import NAMES, measure
-from bench.measures.session import Session
-from bench.measures.workload import find, prepare
+from bench.measures.workload import Session, find, prepare
 from janus.common.files import write_text
 from janus.device import processor
 from janus.model.config import PRESETS

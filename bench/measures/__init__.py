@@ -1,1 +1,1 @@
-"""The rows of the table (listed in `rows.py`) and what they share: sides, session, figures, workload."""
+"""The rows of the table (listed in `rows.py`) and what they share: sides, figures, workload."""

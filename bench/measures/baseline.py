@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from bench.measures.link import ROOT, THREADS
+from bench.measures.link import ENVIRONMENT, ROOT
 from bench.measures.results import Figure, at_most
-from bench.measures.session import Session
-from bench.measures.workload import run
+from bench.measures.workload import Session, run
 from janus.common.files import write_text
 
 FOLDER = ROOT / "bench" / "baselines"
@@ -106,7 +105,7 @@ def _run(folder: Path) -> Baseline:
     shutil.rmtree(out, ignore_errors=True)
     options = ["--task", "mixed", "--model", str(data / "tiny"), "--shards", str(shards), "--out", str(out)]
     options += ["--steps", str(STEPS), "--learning-rate", "1e-3", "--eval-samples", "0", "--save-every", "0"]
-    environment = {**os.environ, **THREADS, "JANUS_CACHE": ""}
+    environment = {**os.environ, **ENVIRONMENT, "JANUS_CACHE": ""}
     command = [sys.executable, "-m", "trainer", "train", *options]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

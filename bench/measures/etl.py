@@ -10,8 +10,7 @@ from pathlib import Path
 
 from bench.measures.link import ROOT, interleave
 from bench.measures.results import Figure, at_least, at_most, median, ratio
-from bench.measures.session import Session
-from bench.measures.workload import run, write_larger
+from bench.measures.workload import Session, run, write_larger
 
 QUESTIONS, PICTURES = 100_000, 1_200
 """Rows of the larger copy of the data: so many that starting the processes does not decide."""

@@ -15,8 +15,10 @@ from typing import Any, Self, TextIO
 ROOT = Path(__file__).resolve().parents[2]
 Job = Callable[..., Any]
 
-THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+THREADS = 2
 """Every side computes with the same threads."""
+
+ENVIRONMENT = {f"{name}_NUM_THREADS": str(THREADS) for name in ("OMP", "MKL", "OPENBLAS")}
 
 
 class SideError(Exception):
@@ -30,7 +32,7 @@ class Side:
         """Start it and wait until it is ready. Raises SideError if it does not come up."""
         self.name, self._log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **THREADS, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [python, "-m", f"bench.sides.{name}", *arguments],

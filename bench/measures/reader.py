@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from bench.measures.link import Side, interleave
 from bench.measures.results import Figure, Target, at_least, at_most, median, ratio
-from bench.measures.session import Session
-from bench.measures.workload import Workload, prepare
+from bench.measures.workload import Session, Workload, prepare
 from bench.sides.readers import ROW_SCHEMA, ROWS
 from shards.read import read_pictures
 

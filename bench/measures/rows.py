@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bench.measures import baseline, etl, reader, start, step
 from bench.measures.results import Figure
-from bench.measures.session import Session
+from bench.measures.workload import Session
 
 
 @dataclass(frozen=True)

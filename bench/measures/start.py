@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.measures.link import ROOT, THREADS
+from bench.measures.link import ENVIRONMENT, ROOT
 from bench.measures.results import Figure, at_most, median
-from bench.measures.session import Session
-from bench.measures.workload import PUBLISHED_RATIO
+from bench.measures.workload import PUBLISHED_RATIO, Session
 
 
 def second_start(session: Session) -> list[Figure]:
@@ -52,7 +51,7 @@ def _to_first_step(session: Session, home: Path) -> tuple[float, dict[str, Any]]
     command = ["trainer", "train", "--task", "mixed", "--model", session.workload.size]
     command += ["--shards", str(session.workload.shards), "--ratio", ratio, "--batch-size", "6"]
     command += ["--steps", "1000", "--eval-samples", "0", "--out", str(out)]
-    environment = {**os.environ, **THREADS, "HOME": str(home), "JANUS_CACHE": str(home / "graphs")}
+    environment = {**os.environ, **ENVIRONMENT, "HOME": str(home), "JANUS_CACHE": str(home / "graphs")}
     began = time.perf_counter()
     with (session.scratch / "start.log").open("wb") as log:
         process = subprocess.Popen(

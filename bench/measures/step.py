@@ -1,15 +1,20 @@
 """Rows about the training step: padding, mixing, PyTorch, the published recipe, floating-point rate."""
 
-import json
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from __future__ import annotations
 
-from bench.measures.flops import head_rows
-from bench.measures.link import Side, interleave
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from bench.measures.link import THREADS, Side, interleave
 from bench.measures.results import Figure, at_least, at_most, median, ratio
-from bench.measures.session import THREADS, Session
-from bench.measures.workload import OWN_RATIO, PUBLISHED_RATIO
+from bench.measures.workload import OWN_RATIO, PUBLISHED_RATIO, Session
+from janus.inspect.costs import transformer_operations
+
+if TYPE_CHECKING:
+    from janus.model.config import TextConfig
+    from trainer.stream.shapes import Batch
 
 PLANNED_STEPS = 100
 TEXTS = 32
@@ -132,6 +137,20 @@ def _wait(runs: list[dict[str, float]]) -> Figure:
     )
 
 
+def text_step_flops(config: TextConfig, slots: int, head_rows: int, spans: Sequence[int]) -> int:
+    """Operations of forward and backward of text batches, everything trained, by `janus/inspect/costs.py`.
+
+    slots: P. head_rows: N. spans: what attention runs over, the samples' lengths or the rows'.
+    """
+    head = 2 * head_rows * config.hidden_size * config.vocab_size
+    return 3 * (transformer_operations(config, slots, spans) + head)
+
+
+def head_rows(batch: Batch) -> int:
+    """Rows of a batch that reach a head, of text or of images, used or not."""
+    return sum(len(labels) for labels in (batch.labels_N, batch.image_labels_N) if labels is not None)
+
+
 def text_rate(session: Session) -> list[Figure]:
     """Operations per second in the compiled text step beside the machine's own product."""
     before = len(session.skipped)
@@ -163,7 +182,7 @@ def text_rate(session: Session) -> list[Figure]:
             at_least(0.65),
             ours_rate / rates[fastest],
             f"A whole optimizer step of {TEXTS} text samples in one call; operations by the formula in "
-            f"bench/flops.py (products only, attention block-diagonal; over whole rows, as computed, "
+            f"bench/measures/step.py (products only, attention block-diagonal; over whole rows, as computed, "
             f"{dense / rates[fastest]:.3f}). "
             f"The denominator is the fastest product of 2048³ in the same run: {fastest}.",
             others={"ours, GF/s": ours_rate / 1e9} | {f"{n}, GF/s": rate / 1e9 for n, rate in rates.items()},

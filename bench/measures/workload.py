@@ -1,4 +1,4 @@
-"""What the benchmark works on: the real samples where they stand beside the project, else the embedded ones.
+"""A session of the benchmark and what it works on: the real samples where they stand, else the embedded ones.
 
 All of it is made once in one folder: a tokenizer, shards, and for the ETL a
 larger copy of the raw data.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.measures.link import ROOT
+from bench.measures.link import ROOT, Side, SideError
 
 if TYPE_CHECKING:
     from shards.read import ShardSet
@@ -105,6 +105,39 @@ class Workload:
         tokenizer = JanusTokenizer(self.shards / "tokenizer")
         image = ImageShape.of(open_model(self.size, tokenizer.folder).config)
         return Feed(self.open(), config, tokenizer.special, image)
+
+
+@dataclass
+class Session:
+    """What the rows share.
+
+    rounds: how often each side has its turn. peers: the interpreter that holds the peers' libraries.
+    """
+
+    workload: Workload
+    rounds: int
+    peers: str
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for logs and whatever a row writes."""
+        folder = self.workload.folder / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def ours(self, name: str, *arguments: str) -> Side:
+        """A side of our own."""
+        return Side(name, list(arguments), self.scratch / f"{name}.log")
+
+    def peer(self, name: str, *arguments: str) -> Side | None:
+        """A peer's side; None, and a line that says why, where it cannot run."""
+        log = self.scratch / f"{name}-{Path(arguments[0]).stem}.log"
+        try:
+            return Side(name, list(arguments), log, self.peers)
+        except SideError as error:
+            self.skipped.append(str(error))
+            return None
 
 
 def find(size: str, base: Path) -> Workload:

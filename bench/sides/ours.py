@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.measures.flops import head_rows, text_step_flops
 from bench.measures.link import Job, serve
+from bench.measures.step import head_rows, text_step_flops
 from bench.measures.workload import Workload
 
 RATE = 1e-4

@@ -14,11 +14,11 @@ from shard_factory import make_folder, make_row
 from bench.cli import main
 from bench.measures import results, workload
 from bench.measures.baseline import FOLDER, STEPS, Baseline
-from bench.measures.flops import head_rows
 from bench.measures.link import Side, SideError, interleave
 from bench.measures.reader import export, reader_figure
 from bench.measures.results import Figure, at_least, at_most
 from bench.measures.rows import MEASUREMENTS, NAMES
+from bench.measures.step import head_rows
 from bench.measures.workload import write_larger
 from bench.sides.readers import batches, rows_of
 from janus.model.config import PRESETS

@@ -83,7 +83,6 @@ SHORT = {
     "__main__.py": "`python -m PACKAGE`",
     "janus/common/errors.py": "the one error that every file raises",
     "janus/device.py": "the only place that asks for a device",
-    "bench/measures/flops.py": "a formula of the benchmark alone",
 }
 """Files that may have fewer than FEW lines, and why; by path or, for all of a name, by name."""
 

@@ -10,7 +10,7 @@ import pytest
 from commands import invoke, python
 from paths import GOLDEN, needs_shared
 
-from bench.measures.flops import text_step_flops
+from bench.measures.step import text_step_flops
 from janus.cli import main
 from janus.inspect.costs import Load, Work, activations, operations, stage_bytes
 from janus.model.config import PRESETS, JanusConfig, TextConfig, VisionConfig, VQConfig
